@@ -1,0 +1,52 @@
+# The book's commands. `make help` lists them.
+# PYTHON=python3.12 chooses an interpreter; without it the first suitable one on the machine is used.
+.POSIX:
+.SUFFIXES:
+
+VENV = .venv
+PY = $(VENV)/bin/python
+N =
+PYTEST_FLAGS =
+
+# Threads that wait by spinning slow a busy machine down tenfold; these sleep.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: help env book chapter lab test site-check format lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | \
+		while IFS='|' read -r name what; do printf '%-18s %s\n' "$$name" "$$what"; done
+
+env: ## make .venv and install everything into it, once
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" sh book/_tools/env.sh
+
+book: env ## execute every notebook and build the site
+	@$(PY) book/_tools/build.py
+
+chapter: env ## build one chapter for the one who writes it: make chapter N=8
+	@$(PY) book/_tools/build.py --chapter "$(N)"
+
+lab: env ## open the chapters in JupyterLab
+	@$(PY) -c 'import jupyterlab' 2>/dev/null || \
+		$(PY) -m pip install --quiet -c constraints.txt 'jupyterlab>=4.2'
+	$(PY) -m jupyterlab notebooks
+
+test: env ## every test that needs neither the built site nor a browser
+	@$(PY) -m pytest -m "not site" $(PYTEST_FLAGS)
+
+site-check: env ## test the built pages in headless Chromium
+	@$(PY) -m pytest -m site tests/book $(PYTEST_FLAGS)
+
+format: env ## put code and notebooks into the house format, strip outputs
+	$(PY) -m nbstripout --keep-id notebooks/*.ipynb
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lint: env ## what the checks on a push look at: format, style, stripped outputs, types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
+	$(PY) -m mypy
+
+clean: ## remove the built site and the executed notebooks; keeps .venv
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,108 @@
+"""How many parameters an adapter has: predicted from shapes, and counted in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from minilora.adapt import adaptation, lora_layers, lora_parameters, trained_copies
+from minilora.config import LoRAConfig
+from minilora.layers import TrainedCopy
+from minilora.targets import find_biases, layer_type, plan
+
+
+def lora_size(d_out: int, d_in: int, r: int) -> int:
+    """Parameters of one adapter: A is (r, d_in) and B is (d_out, r), so r · (d_in + d_out)."""
+    return r * (d_in + d_out)
+
+
+def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters of a module; a shared one counts once."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+
+
+def predict_trainable(model: nn.Module, config: LoRAConfig) -> int:
+    """Number of parameters that would train after ``add_lora(model, config)``.
+
+    The model, adapted already or not, is not changed, and nothing is allocated.
+
+    Raises:
+        ValueError: What ``add_lora`` refuses.
+    """
+    modules, targets, copies = plan(model, config)
+    total = 0
+    for path in targets:
+        a_shape, b_shape = layer_type(modules[path]).shapes(modules[path], config.rank_for(path))
+        total += prod(a_shape) + prod(b_shape)
+    total += sum(count_parameters(modules[path]) for path in copies)
+    biases = find_biases(modules, config, targets, copies)
+    return total + sum(bias.numel() for bias in biases.values())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table of what is trained. ``str()`` draws it.
+
+    Attributes:
+        rows: One (path, type, r, scale, parameters) for each adapted layer; r and scale are
+            None for biases and copies.
+        trainable: Number of parameters that train. ``total``: of all, the originals of copied
+            modules not counted twice. ``share``: trainable / total.
+    """
+
+    rows: tuple[tuple[str, str, int | None, float | None, int], ...]
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.trainable / self.total
+
+    def __str__(self) -> str:
+        header = ("path", "type", "r", "scale", "parameters")
+        body = [
+            (path, kind, "" if r is None else str(r), "" if s is None else f"{s:g}", f"{n:,}")
+            for path, kind, r, s, n in self.rows
+        ]
+        widths = [max(len(row[i]) for row in [header, *body]) for i in range(5)]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i < 2 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in [header, *body]
+        ]
+        rule = "-" * len(lines[0])
+        total = f"{self.trainable:,} of {self.total:,} parameters train ({self.share:.2%})"
+        return "\n".join([lines[0], rule, *lines[1:], rule, total])
+
+
+def summary(model: nn.Module) -> Summary:
+    """What the adapter trains, layer by layer, and its share of the whole.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    noted = adaptation(model)
+    rows: list[tuple[str, str, int | None, float | None, int]] = []
+    for path, layer in lora_layers(model).items():
+        size = layer.A.numel() + layer.B.numel()
+        rows.append((path, type(layer.base).__name__, layer.r, layer.scale, size))
+    for path, (bias, _) in noted.biases.items():
+        rows.append((path, "bias", None, None, bias.numel()))
+    for path, wrapper in trained_copies(model).items():
+        kind = type(wrapper.tuned).__name__ + " (copy)"
+        rows.append((path, kind, None, None, count_parameters(wrapper.tuned)))
+    total = sum(p.numel() for p in dict.fromkeys(_parameters_in_use(model)))
+    return Summary(tuple(rows), sum(p.numel() for p in lora_parameters(model)), total)
+
+
+def _parameters_in_use(module: nn.Module) -> Iterator[nn.Parameter]:
+    if isinstance(module, TrainedCopy):  # its base is kept, but not used
+        module = module.tuned
+    yield from module.parameters(recurse=False)
+    for child in module.children():
+        yield from _parameters_in_use(child)

@@ -1,0 +1,676 @@
+"""The checks that the exercises call.
+
+Each chapter's exercises hand their function to one of these. A check prints ``not attempted yet``
+for a stub, prints ``passed: …`` for a right answer, and raises ``AssertionError`` for a wrong one,
+with a message that names the misconception behind it where it can be recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Function = Callable[..., Any]
+
+
+def _call(function: Function, *arguments: Any) -> Any:
+    """What the function returns; None where it says that it is not written yet."""
+    try:
+        return function(*arguments)
+    except NotImplementedError:
+        return None
+
+
+def _not_attempted(answer: Any) -> bool:
+    """True, and said in print, for the None that a stub returns."""
+    if answer is None:
+        print("not attempted yet")
+        return True
+    return False
+
+
+def _require(condition: Any, message: str) -> None:
+    """Raise AssertionError with the message unless the condition holds (also under python -O)."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def _passed(what: str) -> None:
+    print(f"passed: {what}")
+
+
+def _array(answer: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """The answer as a real array of the shape asked for."""
+    array = np.asarray(answer)
+    _require(array.dtype.kind in "biuf", f"{what} must hold numbers; found dtype {array.dtype}.")
+    array = array.astype(float)
+    _require(array.shape == shape, f"{what} must have shape {shape}; found {array.shape}.")
+    return array
+
+
+def _close(found: Any, right: Any, scale: float = 1.0) -> bool:
+    """Equal, but for rounding."""
+    found, right = np.asarray(found), np.asarray(right)
+    return found.shape == right.shape and bool(
+        np.allclose(found, right, rtol=1e-7, atol=1e-9 * scale)
+    )
+
+
+# Chapter 1
+
+
+def check_outer_product(function: Function) -> None:
+    """``function(u, v)``: u (m,), v (n,) → (m, n), every entry of u times every entry of v."""
+    u, v = np.array([1.0, 2.0, -3.0]), np.array([4.0, 0.5])
+    answer = _call(function, u.copy(), v.copy())
+    if _not_attempted(answer):
+        return
+    found = np.asarray(answer, dtype=float)
+    _require(
+        found.ndim != 0,
+        "You return one number: that is the inner product, which adds the products up. "
+        "The outer product keeps them all, in a table.",
+    )
+    _require(
+        not _close(found, np.outer(v, u)),
+        "Your table lies on its side: u must run down the rows and v along the columns, "
+        "so the shape is (len(u), len(v)).",
+    )
+    found = _array(found, (3, 2), "The outer product of u (3,) and v (2,)")
+    _require(
+        _close(found, np.outer(u, v)),
+        "The shape is right, the entries are not: row i, column j must hold u[i] * v[j].",
+    )
+    _passed("every row is v times a number, every column is u times a number.")
+
+
+def check_largest_saving_rank(function: Function) -> None:
+    """``function(m, n)`` → the largest whole r with r·(m + n) < m·n."""
+    answer = _call(function, 427, 640)
+    if _not_attempted(answer):
+        return
+    _require(
+        answer != 427,
+        "427 is the largest rank that the matrix can have, not the largest that saves: at r = 427 "
+        "the factors hold 427 · 1,067 numbers, the matrix only 427 · 640.",
+    )
+    _require(
+        answer == int(answer),
+        f"A rank is a whole number; found {answer}. Round mn / (m + n) down, not up: above it the "
+        "factors hold more numbers than the matrix.",
+    )
+    _require(
+        answer != 257,
+        "257 is one too many: mn / (m + n) is 256.1, and above it the factors hold more numbers "
+        "than the matrix. Round down.",
+    )
+    _require(answer == 256, f"For (427, 640) the answer is 256; found {answer}.")
+    for m, n, right in ((1, 1, 0), (7, 26, 5), (100, 3, 2), (1000, 1000, 499), (384, 384, 191)):
+        found = _call(function, m, n)
+        if m == n and found == m // 2 and m > 1:
+            raise AssertionError(
+                f"At r = {found} the factors of a ({m}, {n}) matrix hold exactly as many numbers "
+                "as the matrix. That is break-even; the exercise asks for fewer."
+            )
+        _require(found == right, f"For ({m}, {n}) the answer is {right}; found {found}.")
+    _passed("one rank more, and the factors hold as many numbers as the matrix, or more.")
+
+
+def check_addition_factors(function: Function) -> None:
+    """``function(a, b)``: a (m,), b (n,) → C (m, 2), R (2, n) with (C @ R)[i, j] = a[i] + b[j]."""
+    a, b = np.array([0.0, 7.0, 14.0, 21.0]), np.array([1.0, 2.0, 3.0])
+    answer = _call(function, a.copy(), b.copy())
+    if _not_attempted(answer):
+        return
+    _require(
+        isinstance(answer, (tuple, list)) and len(answer) == 2,
+        "Return the two factors, C and R, not the table that they make.",
+    )
+    C, R = (np.asarray(factor, dtype=float) for factor in answer)
+    _require(
+        C.ndim == 2 and R.ndim == 2,
+        f"Both factors must be matrices; found shapes {C.shape} and {R.shape}.",
+    )
+    _require(
+        not (C.shape == (2, 4) and R.shape == (3, 2)),
+        "Each factor lies on its side: C has a row for each a, R a column for each b. "
+        "Transpose both.",
+    )
+    _require(
+        C.shape[1] <= 2,
+        f"You use {C.shape[1]} outer products; two are enough. One carries a, the other b.",
+    )
+    C, R = _array(C, (4, 2), "C"), _array(R, (2, 3), "R")
+    product = C @ R
+    _require(
+        not _close(product, np.outer(a, b), 100),
+        "Your factors make the multiplication table a[i] * b[j]. To carry a alone, pair it with a "
+        "row of ones; to carry b alone, pair it with a column of ones.",
+    )
+    _require(
+        _close(product, a[:, None] + b[None, :], 100),
+        "C @ R is not a[i] + b[j]. Its first outer product should be a column times a row of ones.",
+    )
+    _passed("an addition table has rank two, however large it is.")
+
+
+def check_peel_once(function: Function) -> None:
+    """``function(X, i, j)``: X (m, n) → what is left after the cross through X[i, j] is removed."""
+    X = np.array([[2.0, 4.0, 6.0], [1.0, 5.0, 0.0], [3.0, 9.0, 6.0], [0.0, 3.0, -3.0]])  # rank 2
+    answer = _call(function, X.copy(), 1, 1)
+    if _not_attempted(answer):
+        return
+    found = _array(answer, (4, 3), "What is left of X")
+    cross = np.outer(X[:, 1], X[1])
+    _require(
+        not _close(found, cross / X[1, 1], 10),
+        "You return the piece itself; the exercise asks for what is left, X minus the piece.",
+    )
+    _require(
+        not _close(found, X - cross, 100),
+        "You forgot to divide by X[i, j]. The piece must equal X along row i and column j; where "
+        "they meet, column times row is X[i, j] squared.",
+    )
+    _require(
+        not (_close(found[1], np.zeros(3)) and _close(found[[0, 2, 3]], X[[0, 2, 3]])),
+        "You cleared one row and left the others as they were. Every row must lose its share of "
+        "row i: that is what the column in the outer product is for.",
+    )
+    _require(
+        _close(found[1], np.zeros(3), 10) and _close(found[:, 1], np.zeros(4), 10),
+        "Row i and column j of what is left must be zero; yours are not.",
+    )
+    _require(
+        _close(found, X - cross / X[1, 1], 10),
+        "Row i and column j are zero, but the rest is wrong: subtract "
+        "outer(X[:, j], X[i]) / X[i, j].",
+    )
+    _passed("the rank fell by one, from 2 to 1.")
+
+
+# Chapter 2
+
+
+def _example() -> np.ndarray:
+    """A (5, 4) matrix with singular values 8, 4, 2, 1 and a column mean that is not zero."""
+    generator = np.random.default_rng(2)
+    U = np.linalg.qr(generator.standard_normal((5, 4)))[0]
+    V = np.linalg.qr(generator.standard_normal((4, 4)))[0]
+    return (U * np.array([8.0, 4.0, 2.0, 1.0])) @ V.T
+
+
+def check_truncate(function: Function) -> None:
+    """``function(X, r)``: X (m, n) → its best approximation of rank r, (m, n)."""
+    X = _example()
+    answer = _call(function, X.copy(), 2)
+    if _not_attempted(answer):
+        return
+    U, s, Vt = np.linalg.svd(X, full_matrices=False)
+    found = _array(answer, X.shape, "The approximation")
+    _require(
+        not _close(found, U[:, :2] @ Vt[:2]),
+        "The singular values are missing: your pieces all have the same size. Multiply column i of "
+        "U by s[i].",
+    )
+    _require(
+        not _close(found, (U[:, 2:] * s[2:]) @ Vt[2:]),
+        "You kept the pieces after the first r. NumPy sorts them from large to small: keep the "
+        "first r.",
+    )
+    _require(
+        not _close(found, (U[:, :2] * s[:2]) @ Vt.T[:2]),
+        "NumPy returns Vᵀ, not V: its rows are the singular vectors already. "
+        "Keep its first r rows, Vt[:r], and do not transpose it.",
+    )
+    _require(
+        _close(found, (U[:, :2] * s[:2]) @ Vt[:2], 10),
+        "This is not the best rank-2 approximation. Keep U[:, :r], s[:r] and Vt[:r].",
+    )
+    for r in (0, 1, 4):
+        right = (U[:, :r] * s[:r]) @ Vt[:r]
+        _require(
+            _close(_call(function, X.copy(), r), right, 10), f"Rank 2 is right, rank {r} is not."
+        )
+    _passed("columns of U, rows of Vᵀ, and the sizes between them.")
+
+
+def check_errors_from_singular_values(function: Function) -> None:
+    """``function(s, r)``: s falling (k,) → (Frobenius error, spectral error) at rank r."""
+    s, r = np.array([9.0, 6.0, 4.0, 3.0]), 2
+    answer = _call(function, s.copy(), r)
+    if _not_attempted(answer):
+        return
+    fro, spectral = _array(answer, (2,), "The answer: (Frobenius error, spectral error), which")
+    _require(
+        not (_close(fro, 4) and _close(spectral, 5)),
+        "The two errors are the wrong way round: first Frobenius, then spectral.",
+    )
+    _require(
+        not _close(fro, 7),
+        "You added the lost singular values. Lengths at right angles add as in Pythagoras: add the "
+        "squares, then take the root.",
+    )
+    _require(not _close(fro, 25), "You forgot the root: 25 is the squared Frobenius error.")
+    _require(
+        not _close(spectral, 6),
+        "Off by one: at rank 2 the first two are kept, so the largest that is lost is the third, "
+        "s[2], since Python counts from 0.",
+    )
+    _require(_close(fro, 5), f"The Frobenius error of 9, 6, 4, 3 at rank 2 is 5; found {fro}.")
+    _require(
+        _close(spectral, 4), f"The spectral error of 9, 6, 4, 3 at rank 2 is 4; found {spectral}."
+    )
+    full = _array(_call(function, s.copy(), 4), (2,), "The answer at full rank")
+    _require(_close(full, [0, 0]), f"At full rank nothing is lost: both are 0; found {full}.")
+    _passed("what is lost is the tail; its root of squares and its largest are the two errors.")
+
+
+def check_rank_for_error(function: Function) -> None:
+    """``function(X, tolerance)`` → the smallest r whose relative Frobenius error is ≤ tolerance."""
+    X = _example()  # 8, 4, 2, 1: squares 64, 16, 4, 1 of 85
+    answer = _call(function, X.copy(), 0.3)
+    if _not_attempted(answer):
+        return
+    # The errors at ranks 0 to 4 are 1, .497, .243, .108 and 0.
+    cases = ((0.3, 2), (0.24, 3), (0.11, 3), (0.06, 4), (0.5, 1), (1.0, 0))
+    found = [_call(function, X.copy(), tolerance) for tolerance, _ in cases]
+    right = [r for _, r in cases]
+    squared = [1, 2, 2, 2, 1, 0]
+    plain = [2, 2, 3, 4, 1, 0]
+    _require(
+        found != [r + 1 for r in right] and found != [min(r + 1, 4) for r in right],
+        "One too many each time. Entry r of the list of errors is the error at rank r, and the "
+        "list begins with rank 0.",
+    )
+    _require(
+        found != [r - 1 for r in right] and found != [max(r - 1, 0) for r in right],
+        "One too few each time. Entry r of the list of errors is the error at rank r, and the "
+        "list begins with rank 0.",
+    )
+    _require(
+        found != squared,
+        "You compared the share of squares that is lost with the tolerance. The relative error is "
+        "its root: an error of 10% is a lost share of 1%.",
+    )
+    _require(
+        found != plain,
+        "You added singular values where their squares are to be added, and taken the root of.",
+    )
+    for (tolerance, expected), value in zip(cases, found, strict=True):
+        _require(
+            value == expected,
+            f"For singular values 8, 4, 2, 1 and tolerance {tolerance} the smallest rank is "
+            f"{expected}; found {value}.",
+        )
+    _passed("the smallest rank that is good enough.")
+
+
+def check_pca_scores(function: Function) -> None:
+    """``function(X, r)``: X (examples, features) → PCA scores (examples, r), signs left open."""
+    X = _example() + np.array([3.0, -2.0, 0.0, 5.0])
+    answer = _call(function, X.copy(), 2)
+    if _not_attempted(answer):
+        return
+    centred = X - X.mean(axis=0)
+    U, s, Vt = np.linalg.svd(centred, full_matrices=False)
+    found = np.abs(_array(answer, (5, 2), "The scores of 5 examples at r = 2"))
+    U0, s0, _ = np.linalg.svd(X, full_matrices=False)
+    by_row = X - X.mean(axis=1, keepdims=True)
+    Ur, sr, _ = np.linalg.svd(by_row, full_matrices=False)
+    _require(
+        not _close(found, np.abs(U0[:, :2] * s0[:2])),
+        "You forgot to subtract the mean. Without it the first direction points at the average "
+        "example, and this is TruncatedSVD, not PCA.",
+    )
+    _require(
+        not _close(found, np.abs(Ur[:, :2] * sr[:2])),
+        "You subtracted each example's own mean. PCA subtracts each feature's mean over the "
+        "examples: X.mean(axis=0).",
+    )
+    _require(
+        not _close(found, np.abs(U[:, :2])),
+        "These are the columns of U, all of length one. Scores carry the size too: multiply by s.",
+    )
+    _require(
+        not _close(found, np.abs(X @ Vt[:2].T)),
+        "You found the directions from the centred data, then projected the data with its mean. "
+        "Project the centred data.",
+    )
+    _require(_close(found, np.abs(U[:, :2] * s[:2]), 10), "These are not the first two PCA scores.")
+    _passed("PCA is the truncated SVD of the centred data.")
+
+
+def check_leading_triplet(function: Function) -> None:
+    """``function(X)``: X (m, n) → (u, sigma, v), the leading singular triplet, signs left open."""
+    X = _example()
+    answer = _call(function, X.copy())
+    if _not_attempted(answer):
+        return
+    _require(
+        isinstance(answer, (tuple, list)) and len(answer) == 3,
+        "Return three things, in this order: u, sigma, v.",
+    )
+    _require(np.ndim(answer[1]) == 0, "Return u, sigma, v in this order: sigma is one number.")
+    u, sigma, v = _array(answer[0], (5,), "u"), float(answer[1]), _array(answer[2], (4,), "v")
+    _require(
+        np.isfinite(u).all() and np.isfinite(sigma) and np.isfinite(v).all(),
+        "Your vectors grew until they overflowed. Divide by the length after every multiplication.",
+    )
+    _require(
+        not np.isclose(sigma, 64),
+        "64 is sigma squared: one round, by X and by its transpose, stretches twice. Take |X v|.",
+    )
+    _require(
+        np.isclose(np.linalg.norm(v), 1) and np.isclose(np.linalg.norm(u), 1),
+        "u and v must have length one; all of the size belongs to sigma. "
+        f"Found lengths {np.linalg.norm(u):.4g} and {np.linalg.norm(v):.4g}.",
+    )
+    _require(
+        np.isclose(sigma, 8, rtol=1e-6),
+        f"The leading singular value is 8; found {sigma:.6g}. If it is a little less, go round "
+        "more often.",
+    )
+    _require(
+        np.allclose(X @ v, sigma * u, atol=1e-4),
+        "X v must be sigma times u, sign included: compute u from the last v, as X v / |X v|.",
+    )
+    _require(
+        np.allclose(X.T @ u, sigma * v, atol=1e-3),
+        "Xᵀ u is not sigma times v: v has not settled yet. Go round more often.",
+    )
+    _passed("to and fro through X, and the largest direction takes over.")
+
+
+# Chapter 4
+
+
+def _factors(d_out: int = 5, d_in: int = 7, r: int = 2) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(4)
+    return rng.normal(size=(d_out, d_in)), rng.normal(size=(r, d_in)), rng.normal(size=(d_out, r))
+
+
+def check_lora_gradients(function: Function) -> None:
+    """Chapter 4: ``function(G, A, B, scale)`` gives the gradients of A and of B, in this order.
+
+    Raises AssertionError where the answer is wrong; the message says what was probably mixed up.
+    """
+    G, A, B = _factors()
+    scale = 3.0
+    answer = _call(function, G, A, B, scale)
+    if _not_attempted(answer):
+        return
+    assert isinstance(answer, (tuple, list)) and len(answer) == 2, (
+        "return two arrays: the gradient of A and the gradient of B"
+    )
+    grad_a, grad_b = (np.asarray(part, float) for part in answer)
+    right_a, right_b = scale * B.T @ G, scale * G @ A.T
+    if grad_a.shape == B.shape and grad_b.shape == A.shape:
+        raise AssertionError("the gradient of A comes first: it has the shape of A, (r, d_in)")
+    for name, got, right in (("A", grad_a, right_a), ("B", grad_b, right_b)):
+        assert got.shape == right.shape, (
+            f"the gradient of {name} must have the shape of {name}, {right.shape}, "
+            f"but has {got.shape}: which of the factors meets G, and which is transposed?"
+        )
+        assert not np.allclose(got, right / scale), (
+            f"the gradient of {name} lacks the factor s: ΔW = s·B·A, so the chain rule brings it in"
+        )
+        assert not np.allclose(got, right * scale), (
+            f"the gradient of {name} has the factor s twice; G is ∂L/∂W and knows nothing of s"
+        )
+        assert not np.allclose(got, -right), (
+            f"the gradient of {name} has the wrong sign; it points uphill, and a step subtracts it"
+        )
+        assert np.allclose(got, right), (
+            f"the gradient of {name} is not right: A sees G through B, and B sees it through A"
+        )
+    _passed("each factor sees the full gradient through the other one")
+
+
+def check_floor(function: Function) -> None:
+    """Chapter 4: ``function(D, r)`` gives the smallest loss that an update of rank r can reach."""
+    D = _factors(6, 5)[0]
+    sigma = np.linalg.svd(D, compute_uv=False)
+    answers = {r: _call(function, D, r) for r in (0, 1, 3, 5)}
+    if _not_attempted(answers[1]):
+        return
+    answers = {r: float(value) for r, value in answers.items()}
+    square = sigma**2
+
+    def same(expected: Callable[[int], float]) -> bool:
+        return all(np.isclose(value, expected(r)) for r, value in answers.items())
+
+    assert not same(lambda r: sigma[r:].sum()), (
+        "you added up the singular values that are left; the loss is a squared norm, so square them"
+    )
+    assert not same(lambda r: np.sqrt(square[r:].sum())), (
+        "you returned the Frobenius norm; the loss is its square"
+    )
+    assert not same(lambda r: square[:r].sum()), (
+        "you added up what rank r captures; the floor is what it leaves over"
+    )
+    assert not same(lambda r: square[r + 1 :].sum()), (
+        "one singular value too many is gone: Python counts from 0, so the rest begins at s[r]"
+    )
+    assert not same(lambda r: square[r] if r < len(square) else 0.0), (
+        "you returned the square of the largest singular value that is left, which is the error "
+        "in the spectral norm; the Frobenius norm adds up all that are left"
+    )
+    assert same(lambda r: square[r:].sum()), (
+        "the floor is the sum of the squared singular values of D after the first r"
+    )
+    _passed("the floor is what the truncated SVD leaves over")
+
+
+def check_weighted_floor(function: Function) -> None:
+    """Chapter 4: ``function(D, X, r)`` gives the floor of the change D on the inputs X (n, d)."""
+    rng = np.random.default_rng(44)
+    D = rng.normal(size=(6, 6))
+    X = rng.normal(size=(40, 6)) @ np.diag([5, 2, 1, 0.5, 0.1, 0.01]) + 1.0
+
+    def floor(matrix: np.ndarray, r: int) -> float:
+        return float((np.linalg.svd(matrix, compute_uv=False)[r:] ** 2).sum())
+
+    answers = {r: _call(function, D, X, r) for r in (0, 1, 2, 4)}
+    if _not_attempted(answers[1]):
+        return
+    answers = {r: float(value) for r, value in answers.items()}
+
+    def same(matrix: np.ndarray) -> bool:
+        return all(np.isclose(value, floor(matrix, r)) for r, value in answers.items())
+
+    seen = X @ D.T
+    assert not same(D), "you did not use X: this is the floor for inputs that are noise"
+    assert not same(seen), (
+        "you added up the error over the inputs; the loss is the average, so divide X by √n"
+    )
+    assert not same(seen / len(X)), (
+        "you divided by n before squaring; to average the squared error, divide X by √n"
+    )
+    assert not same(D @ (X.T @ X / len(X))), (
+        "you multiplied D by Σ; the loss has Σ once and squares, so D meets its square root"
+    )
+    centred = X - X.mean(0)
+    assert not same(centred @ D.T / np.sqrt(len(X))), (
+        "you took the mean of the inputs away; the layer gets the inputs as they are"
+    )
+    assert not same(X @ D / np.sqrt(len(X))), (
+        "D is transposed: inputs are rows of X, so the outputs of the change are X @ D.T"
+    )
+    assert same(seen / np.sqrt(len(X))), (
+        "use the singular values of D Σ^½, which are those of X @ D.T / √n, after the first r"
+    )
+    _passed("what counts are the singular values of the change as the inputs see it")
+
+
+def check_balance(function: Function) -> None:
+    """Chapter 4: ``function(B, A)`` gives factors with the same product and BᵀB = AAᵀ."""
+    _, A, B = _factors(8, 6, 3)
+    A = 10 * A
+    answer = _call(function, B.copy(), A.copy())
+    if _not_attempted(answer):
+        return
+    assert isinstance(answer, (tuple, list)) and len(answer) == 2, "return the new B and the new A"
+    new_b, new_a = (np.asarray(part, float) for part in answer)
+    assert not (new_b.shape == A.shape and new_a.shape == B.shape), "return B first, then A"
+    assert new_b.shape == B.shape and new_a.shape == A.shape, (
+        f"the shapes must stay {B.shape} and {A.shape}, but are {new_b.shape} and {new_a.shape}; "
+        "keep the first r singular values only"
+    )
+    assert np.allclose(new_b @ new_a, B @ A), (
+        "the product has changed: what one factor is multiplied by, the other must be divided by"
+    )
+    left, right = new_b.T @ new_b, new_a @ new_a.T
+    assert not np.allclose(left, np.eye(3)) and not np.allclose(right, np.eye(3)), (
+        "one factor has all the singular values and the other none; give each their square roots"
+    )
+    assert np.allclose(left, right), (
+        "BᵀB and AAᵀ still differ; equal norms are not enough, the matrices must be equal"
+    )
+    _passed("one product, and the pair of factors that shares it evenly")
+
+
+# Chapter 8
+
+
+def check_lora_count(function: Function) -> None:
+    """Chapter 8: ``function(shapes, r)`` counts what LoRA trains on layers of these shapes."""
+    shapes, r = [(48, 48), (192, 48), (48, 192), (10, 48)], 4
+    answer = _call(function, shapes, r)
+    if _not_attempted(answer):
+        return
+
+    def same(count: Callable[[int, int], float]) -> bool:
+        return float(answer) == sum(count(d_out, d_in) for d_out, d_in in shapes)
+
+    assert not same(lambda d_out, d_in: d_out * d_in), (
+        "you counted the frozen matrices; LoRA trains their factors A and B instead"
+    )
+    assert not same(lambda d_out, d_in: r * d_out * d_in), (
+        "you multiplied by the rank; each rank adds one column to B and one row to A, "
+        "so d_out + d_in numbers"
+    )
+    assert not same(lambda d_out, d_in: d_out + d_in), "you left out the rank: this is rank 1"
+    assert not same(lambda d_out, d_in: r * d_in), "you counted A and forgot B, of shape (d_out, r)"
+    assert not same(lambda d_out, d_in: r * d_out), "you counted B and forgot A, of shape (r, d_in)"
+    assert not same(lambda d_out, d_in: r * (d_out + d_in) + d_out), (
+        "you added the biases; they belong to the frozen layer"
+    )
+    assert same(lambda d_out, d_in: r * (d_out + d_in)), (
+        "the count is r·(d_out + d_in) for each layer, added up over the layers"
+    )
+    _passed("r·(d_in + d_out) for each adapted layer")
+
+
+def _tuning_rows() -> list[dict[str, Any]]:
+    """Four rates; each wrong way of choosing picks another one than the right way."""
+    table = {  # rate: (training, validation, test) loss of two seeds
+        0.001: ((1.0, 1.0), (1.2, 1.2), (0.7, 0.7)),  # best on test data
+        0.01: ((0.5, 0.5), (0.9, 1.0), (1.0, 1.0)),  # right: best mean on validation data
+        0.03: ((0.1, 0.1), (1.5, 1.5), (1.6, 1.6)),  # best on training data
+        0.1: ((0.3, 3.0), (0.6, 0.1), (0.9, 0.9)),  # its second seed diverged
+        0.02: ((0.4, 0.4), (0.8, 2.0), (1.2, 1.2)),  # best single run
+    }
+    return [
+        {
+            "lr": rate,
+            "train_loss": train[seed],
+            "validation_loss": validation[seed],
+            "test_loss": test[seed],
+            "diverged": rate == 0.1 and seed == 1,
+        }
+        for rate, (train, validation, test) in table.items()
+        for seed in (0, 1)
+    ]
+
+
+def check_choose_rate(function: Function) -> None:
+    """Chapter 8: ``function(rows)`` chooses the learning rate from the rows of a tuning run."""
+    answer = _call(function, _tuning_rows())
+    if _not_attempted(answer):
+        return
+    wrong = {
+        0.001: "you looked at the test loss; then the test says nothing about new data any more",
+        0.03: "you looked at the training loss, which is lowest where the model fits by heart",
+        0.1: "one of the two runs at this rate diverged; a rate that may fail is not a choice",
+        0.02: "you took the best single run; average over the seeds, or you choose good luck",
+    }
+    if isinstance(answer, dict):
+        raise AssertionError("return the learning rate itself, not its row")
+    assert float(answer) not in wrong, wrong[float(answer)]
+    assert float(answer) == 0.01, f"{answer!r} is none of the rates that were tried"
+    _passed("the lowest mean loss on validation data, of rates that never fail")
+
+
+def check_paired_interval(function: Function) -> None:
+    """Chapter 8: ``function(a, b)`` gives the mean of a − b and its 95% interval's half-width."""
+    a = np.array([0.81, 0.84, 0.86, 0.83, 0.88])
+    b = np.array([0.80, 0.82, 0.86, 0.80, 0.87])
+    answer = _call(function, a, b)
+    if _not_attempted(answer):
+        return
+    assert np.shape(answer) == (2,), "return two numbers: the mean difference and the half-width"
+    mean, half = map(float, answer)
+    d, root, t = a - b, np.sqrt(5), 2.7764451
+    assert not np.isclose(mean, -d.mean()), "the difference is a − b, and you have b − a"
+    assert np.isclose(mean, d.mean()), "the first number is the mean of a − b"
+    spread = d.std(ddof=1)
+    unpaired = t * np.sqrt(a.var(ddof=1) + b.var(ddof=1)) / root
+    assert not np.isclose(half, unpaired, rtol=0.02), (
+        "you added the variances of a and b as if they were unrelated; the runs share their data, "
+        "so take the differences first and look at their spread"
+    )
+    assert not np.isclose(half, t * spread, rtol=0.02), (
+        "this is the interval for one more run; for the mean of five, divide by √5"
+    )
+    assert not np.isclose(half, 1.96 * spread / root, rtol=0.02), (
+        "1.96 is for many runs; for five the spread itself is uncertain: use Student's t, 2.78"
+    )
+    assert not np.isclose(half, t * d.std() / root, rtol=0.005), (
+        "NumPy's std divides by n unless you say ddof=1"
+    )
+    assert not np.isclose(half, spread / root, rtol=0.02), (
+        "this is one standard error; the 95% interval is 2.78 of them for five runs"
+    )
+    assert np.isclose(half, t * spread / root, rtol=0.005), (
+        "the half-width is t(0.975, n − 1) · std(a − b, ddof=1) / √n"
+    )
+    _passed("pairing first, then Student's t")
+
+
+def check_budget(function: Function, budget: int) -> None:
+    """Chapter 8: ``function(model)`` adds adapters that train at most ``budget`` parameters."""
+    import torch
+
+    from minilora import count_parameters, lora_layers, lora_parameters
+    from minilora.pretrained import ADDER
+    from minilora.transformer import TransformerClassifier
+
+    torch.manual_seed(0)
+    model = TransformerClassifier(ADDER)
+    pictures = torch.rand(4, 1, 8, 16)
+    before = model(pictures).detach()
+    answer = _call(function, model)
+    if _not_attempted(answer):
+        return
+    assert isinstance(answer, torch.nn.Module), "return the model, as add_lora does"
+    layers = lora_layers(answer)
+    assert layers, "there is no adapter on the model; call minilora.add_lora(model, LoRAConfig(…))"
+    assert torch.equal(answer(pictures).detach(), before), (
+        "the adapted model does not start where the base stands; leave B (or A) at zero"
+    )
+    trained = {id(p) for p in lora_parameters(answer)}
+    extra = [
+        name for name, p in answer.named_parameters() if p.requires_grad and id(p) not in trained
+    ]
+    assert not extra, f"{extra[0]} is trained as well, and is no part of an adapter; freeze it"
+    count = count_parameters(answer, trainable_only=True)
+    assert count <= budget, (
+        f"{count:,} parameters would be trained, {count - budget:,} more than the budget of "
+        f"{budget:,}: lower the rank, or adapt fewer layers"
+    )
+    assert 2 * count >= budget, (
+        f"only {count:,} parameters would be trained; spend at least half of {budget:,}"
+    )
+    _passed(f"{count:,} of {budget:,} parameters, on {len(layers)} layers")

@@ -1,0 +1,31 @@
+"""The book's experiments: one definition each, run small in a chapter and large on a GPU.
+
+``python -m minilora.experiments list`` names them. A chapter calls the same ``run`` as the command
+line, and draws the recording of the large run beside its own where there is one.
+"""
+
+from minilora.experiments.recording import (
+    Recording,
+    Row,
+    check_recording,
+    is_stale,
+    load_recording,
+    not_recorded,
+    read_recording,
+    write_recording,
+)
+
+#: Every experiment: a module of this package with ``PROFILES``, ``SOURCES`` and ``run``.
+NAMES = ("rank",)
+
+__all__ = [
+    "NAMES",
+    "Recording",
+    "Row",
+    "check_recording",
+    "is_stale",
+    "load_recording",
+    "not_recorded",
+    "read_recording",
+    "write_recording",
+]

@@ -1,0 +1,114 @@
+"""Running many small independent pieces of work, and never one of them twice.
+
+A *cell* is one training run. Cells are spread over processes with one torch thread each: on a
+CPU that is faster than one process with many threads, and it gives the same numbers. Each finished
+cell is appended to a file, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minilora.experiments.recording import Row
+from minilora.training import one_thread
+
+Cell = TypeVar("Cell")
+
+
+class Journal:
+    """Finished rows, kept in a file beside the recording until that is written.
+
+    ``header`` says what the rows belong to: with another header (changed code or settings), the
+    file is begun afresh. With ``path=None`` nothing is written.
+    """
+
+    def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        if path is None:
+            return
+        first = json.dumps({"journal": header}, sort_keys=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if lines[:1] == [first]:
+            for line in lines[1:]:
+                try:
+                    entry = json.loads(line)
+                    self.rows[entry["key"]] = Row(**entry["row"])
+                except (ValueError, TypeError, KeyError):
+                    continue  # the line that was being written when the run was stopped
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [first, *(self._line(key, row) for key, row in self.rows.items())]
+        path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+    def add(self, key: str, row: Row) -> None:
+        """Keep one finished row."""
+        self.rows[key] = row
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self._line(key, row) + "\n")
+
+    def close(self) -> None:
+        """The recording is written: the journal has done its work."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _line(key: str, row: Row) -> str:
+        return json.dumps({"key": key, "row": asdict(row)})
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    work: Callable[[Cell], Row],
+    journal: Journal,
+    *,
+    jobs: int,
+    say: str | None = None,
+) -> list[Row]:
+    """The row of every cell, in the cells' order; those that the journal has are not run again.
+
+    ``work`` must be importable (a function of a module, or `functools.partial` of one): it is sent
+    to other processes when ``jobs`` is more than 1. A cell's repr is its key. ``say`` is the word
+    that progress lines begin with; None keeps quiet.
+    """
+    missing = [cell for cell in cells if repr(cell) not in journal.rows]
+    started, shown = time.perf_counter(), 0.0
+    for done, (cell, row) in enumerate(zip(missing, _results(missing, work, jobs), strict=True), 1):
+        journal.add(repr(cell), row)
+        elapsed = time.perf_counter() - started
+        if say and (elapsed - shown > 5 or done == len(missing)):
+            shown = elapsed
+            line = f"{say}: {done} of {len(missing)} in {elapsed:.0f} s"
+            print(line, file=sys.stderr, flush=True)
+    return [journal.rows[repr(cell)] for cell in cells]
+
+
+def _results(cells: Sequence[Cell], work: Callable[[Cell], Row], jobs: int) -> Iterator[Row]:
+    if jobs == 1 or len(cells) < 2:
+        with one_thread():
+            yield from map(work, cells)
+        return
+    from joblib import Parallel, delayed  # scikit-learn brings it
+
+    parallel = Parallel(n_jobs=min(jobs, len(cells)), return_as="generator")
+    yield from parallel(delayed(_alone)(work, cell) for cell in cells)
+
+
+def _alone(work: Callable[[Cell], Row], cell: Cell) -> Row:
+    """One cell in a process of its own."""
+    with one_thread():
+        return work(cell)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,259 @@
+"""What a run leaves behind, and what a page may read: a JSON file that is checked both ways."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minilora.pretrained import source_hash
+
+RECORDED = Path(__file__).parent / "recorded"
+SCHEMA = 1  # raise it when a field changes its meaning
+
+#: What a row's accuracy was measured on. Tuning sees validation data only.
+STAGES = {"tune": "validation", "final": "test"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training run, or one classical baseline, with what came out of it.
+
+    ``accuracy`` and ``log_loss`` (nats; None for a method that gives no probabilities) are on
+    validation data where ``stage`` is "tune", and on test data where it is "final".
+    ``parameters`` are the trainable ones, counted on the model; None for a method that has none.
+    ``setting`` is a classical method's own knob, as in "k=3". A run that diverged has no numbers.
+    """
+
+    stage: str
+    arm: str
+    kind: str
+    r: int | None
+    labels: int
+    seed: int
+    lr: float | None
+    setting: str | None
+    parameters: int | None
+    accuracy: float | None
+    log_loss: float | None
+    train_loss: float | None
+    seconds: float
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A finished experiment: its settings, every raw row, and where and when it was run."""
+
+    name: str
+    profile: str
+    settings: dict[str, Any]
+    rows: list[Row]
+    source: str
+    device: str
+    versions: dict[str, str]
+    date: str
+    commit: str | None
+    seconds: float
+    peak_bytes: int | None
+    schema: int = field(default=SCHEMA)
+
+    @property
+    def where(self) -> str:
+        """The line that stands under a figure: profile, device and date."""
+        return f"profile {self.profile}, {self.device}, {self.date[:10]}"
+
+
+def write_recording(recording: Recording, folder: Path | str) -> Path:
+    """Check a recording and write ``NAME.PROFILE.json``, whole or not at all."""
+    check_recording(asdict(recording))
+    path = Path(folder) / f"{recording.name}.{recording.profile}.json"
+    text = json.dumps(_rounded(asdict(recording)), indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(aside, path)
+    return path
+
+
+def read_recording(path: Path | str) -> Recording:
+    """Read a recording and check it; ValueError says what is wrong with it."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    check_recording(content)
+    rows = [Row(**row) for row in content.pop("rows")]
+    return Recording(rows=rows, **content)
+
+
+def load_recording(name: str, profile: str = "gpu", folder: Path | str = RECORDED) -> Any:
+    """The recording of an experiment, or None where there is none: then say `not_recorded`."""
+    path = Path(folder) / f"{name}.{profile}.json"
+    return read_recording(path) if path.exists() else None
+
+
+def not_recorded(name: str, profile: str = "gpu") -> str:
+    """What a page says where a recording is missing."""
+    return (
+        f"Not recorded yet: run `python -m minilora.experiments run {name} --profile {profile}` "
+        "on a machine with a CUDA card."
+    )
+
+
+def is_stale(recording: Recording, sources: Iterable[str]) -> bool:
+    """Whether the code (``SOURCES`` of the experiment) has changed since the recording was made."""
+    return recording.source != source_hash(list(sources))
+
+
+def check_recording(content: Any) -> None:
+    """Raise ValueError unless this (from JSON, or ``asdict``) is a sound recording."""
+    _fields(content, Recording, "the recording")
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"schema {content['schema']} is not the {SCHEMA} that this code reads")
+    types: dict[str, type] = {
+        "name": str,
+        "profile": str,
+        "settings": dict,
+        "rows": list,
+        "source": str,
+    }
+    types |= {"device": str, "versions": dict, "date": str, "seconds": float}
+    for key, kind in types.items():
+        _typed(content[key], kind, key)
+    if len(content["source"]) != 64:
+        raise ValueError("source must be a SHA-256 in hex")
+    datetime.fromisoformat(content["date"])
+    for key in ("python", "torch", "numpy"):
+        if key not in content["versions"]:
+            raise ValueError(f"versions must name {key}")
+    if not content["rows"]:
+        raise ValueError("a recording without rows records nothing")
+    seen = set()
+    for number, row in enumerate(content["rows"]):
+        _check_row(row, f"row {number}")
+        run = tuple(row[part] for part in ("stage", "arm", "labels", "seed", "lr", "setting"))
+        if run in seen:
+            raise ValueError(f"row {number} repeats {run}")
+        seen.add(run)
+
+
+def _check_row(row: Any, where: str) -> None:
+    _fields(row, Row, where)
+    for key, kind in {"arm": str, "kind": str, "labels": int, "seed": int}.items():
+        _typed(row[key], kind, f"{where}: {key}")
+    _typed(row["diverged"], bool, f"{where}: diverged")
+    if row["stage"] not in STAGES:
+        raise ValueError(f"{where}: stage must be one of {sorted(STAGES)}, found {row['stage']!r}")
+    for key in ("accuracy", "log_loss", "train_loss", "lr", "seconds"):
+        value = row[key]
+        if value is not None and not (_number(value) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{where}: {key} must be a number ≥ 0 or null, found {value!r}")
+    if row["diverged"]:
+        return
+    if row["accuracy"] is None or row["accuracy"] > 1:
+        raise ValueError(f"{where}: accuracy must be from 0 to 1, found {row['accuracy']!r}")
+    if row["lr"] is not None and not (row["parameters"] or 0) > 0:
+        raise ValueError(f"{where}: a trained arm must count its trainable parameters")
+
+
+def _fields(content: Any, of: type, where: str) -> None:
+    """Exactly the fields of a dataclass, none missing and none more."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must be an object, found {type(content).__name__}")
+    expected = {part.name for part in fields(of)}
+    if missing := expected - content.keys():
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    if more := content.keys() - expected:
+        raise ValueError(f"{where} has the unknown {', '.join(sorted(more))}")
+
+
+def _typed(value: Any, kind: type, where: str) -> None:
+    fits = _number(value) if kind is float else type(value) is kind
+    if not fits:
+        raise ValueError(f"{where} must be {kind.__name__}, found {value!r}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six significant digits: what a reader can use, and a file half as long."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return value
+
+
+def versions() -> dict[str, str]:
+    """The versions that settle the numbers."""
+    import matplotlib
+    import numpy
+    import sklearn
+
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found |= {"numpy": numpy.__version__, "scikit-learn": sklearn.__version__}
+    found |= {"matplotlib": matplotlib.__version__}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The card's own name, or the processor's, with the number of its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    kind = platform.machine() or "unknown"
+    return f"{device.type}, {os.cpu_count()} cores, {kind}"
+
+
+def commit() -> str | None:
+    """The commit of the code's own repository, or None: not a repository, or changed since."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A package installed into somebody else's repository has no commit of its own.
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+    if not tracked or git("status", "--porcelain", "--", here.parent.as_posix()):
+        return None
+    return git("rev-parse", "HEAD")
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes in use so far: of the card, else of this process or its largest child."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return unit * max(resource.getrusage(one).ru_maxrss for one in who)

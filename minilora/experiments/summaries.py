@@ -1,0 +1,172 @@
+"""From raw rows to the few numbers of a figure: means, standard errors, paired differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minilora.experiments.recording import Recording, Row
+
+METRICS = ("accuracy", "log_loss")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One arm at one number of labels: the mean over seeds and its standard error (nan for one).
+
+    ``values`` are the seeds' own accuracies, in the order of the seeds. ``log_loss`` is in nats,
+    nan for methods that give no probabilities.
+    """
+
+    arm: str
+    kind: str
+    r: int | None
+    labels: int
+    parameters: int | None
+    lr: float | None
+    seeds: int
+    accuracy: float
+    accuracy_se: float
+    log_loss: float
+    log_loss_se: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much better arm ``a`` is than arm ``b``, seed by seed, with a 95% t-interval.
+
+    ``mean`` is a − b. ``detectable`` is whether the interval leaves out zero.
+    """
+
+    a: str
+    b: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def detectable(self) -> bool:
+        """Whether the 95% interval leaves out zero."""
+        return not self.low <= 0 <= self.high
+
+
+def summarise(recording: Recording, labels: int | None = None) -> list[Summary]:
+    """The test results of every arm, in the order in which they were run.
+
+    ``labels`` picks one number of labels; left out, the one of the main figure.
+    """
+    labels = _labels(recording, labels)
+    names = dict.fromkeys(
+        row.arm for row in recording.rows if row.stage == "final" and row.labels == labels
+    )
+    return [_summary(_final(recording, name, labels)) for name in names]
+
+
+def paired(
+    recording: Recording, a: str, b: str, metric: str = "accuracy", labels: int | None = None
+) -> Paired:
+    """The difference of two arms over the seeds that both have. Needs two seeds at least."""
+    from scipy.stats import t  # scikit-learn brings it
+
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {METRICS}, found {metric!r}")
+    labels = _labels(recording, labels)
+    of_a, of_b = (
+        {row.seed: getattr(row, metric) for row in _final(recording, name, labels)}
+        for name in (a, b)
+    )
+    both = [seed for seed in of_a if of_a[seed] is not None and of_b.get(seed) is not None]
+    if len(both) < 2:
+        raise ValueError(f"{a!r} and {b!r} share {len(both)} seeds with a {metric}: need 2")
+    differences = np.array([of_a[seed] - of_b[seed] for seed in both])
+    mean = float(differences.mean())
+    half = float(t.ppf(0.975, len(both) - 1) * differences.std(ddof=1) / len(both) ** 0.5)
+    return Paired(a, b, metric, mean, mean - half, mean + half, len(both))
+
+
+def tuning_curve(recording: Recording, arm: str, labels: int | None = None) -> dict[float, float]:
+    """For each learning rate tried, lowest first, the mean log loss on validation data (nats).
+
+    A rate at which a run diverged has an infinite loss.
+    """
+    labels = _labels(recording, labels)
+    losses: dict[float, list[float]] = {}
+    for row in recording.rows:
+        if (row.stage, row.arm, row.labels) == ("tune", arm, labels) and row.lr is not None:
+            losses.setdefault(row.lr, []).append(
+                float("inf") if row.log_loss is None else row.log_loss
+            )
+    if not losses:
+        raise ValueError(f"no tuning runs of {arm!r} with {labels} labels")
+    return {rate: float(np.mean(losses[rate])) for rate in sorted(losses)}
+
+
+def table(recording: Recording, labels: int | None = None) -> str:
+    """The summaries as lines of text: arm, trainable parameters, accuracy and log loss ± SE."""
+    lines = [f"{'':<22}{'trainable':>10}  {'accuracy, %':>12}  {'log loss, nats':>14}  {'rate':>7}"]
+    for one in summarise(recording, labels):
+        count = "" if one.parameters is None else f"{one.parameters:,}"
+        accuracy = f"{100 * one.accuracy:.1f}" + _plus_minus(100 * one.accuracy_se, 1)
+        loss = "" if np.isnan(one.log_loss) else f"{one.log_loss:.3f}"
+        loss += _plus_minus(one.log_loss_se, 3) if loss else ""
+        rate = "" if one.lr is None else f"{one.lr:g}"
+        lines.append(f"{one.arm:<22}{count:>10}  {accuracy:>12}  {loss:>14}  {rate:>7}")
+    return "\n".join(lines)
+
+
+def _plus_minus(se: float, digits: int) -> str:
+    return "" if np.isnan(se) else f" ± {se:.{digits}f}"
+
+
+def _labels(recording: Recording, labels: int | None) -> int:
+    offered = list(recording.settings["labels"])
+    if labels is None:
+        return int(offered[0])
+    if labels not in offered:
+        raise ValueError(f"no run with {labels} labels; there are {offered}")
+    return labels
+
+
+def _final(recording: Recording, arm: str, labels: int) -> list[Row]:
+    """The arm's test rows, by seed."""
+    rows = [
+        row for row in recording.rows if (row.stage, row.arm, row.labels) == ("final", arm, labels)
+    ]
+    if not rows:
+        known = dict.fromkeys(row.arm for row in recording.rows)
+        raise ValueError(f"no test rows of {arm!r} with {labels} labels; arms: {list(known)}")
+    return sorted(rows, key=lambda row: row.seed)
+
+
+def _summary(rows: list[Row]) -> Summary:
+    accuracy, accuracy_se = _mean([row.accuracy for row in rows])
+    log_loss, log_loss_se = _mean([row.log_loss for row in rows])
+    first = rows[0]
+    return Summary(
+        arm=first.arm,
+        kind=first.kind,
+        r=first.r,
+        labels=first.labels,
+        parameters=first.parameters,
+        lr=first.lr,
+        seeds=len(rows),
+        accuracy=accuracy,
+        accuracy_se=accuracy_se,
+        log_loss=log_loss,
+        log_loss_se=log_loss_se,
+        values=tuple(float("nan") if row.accuracy is None else row.accuracy for row in rows),
+    )
+
+
+def _mean(values: list[float | None]) -> tuple[float, float]:
+    """The mean and its standard error; nan where a value is missing, or where there is one."""
+    if any(value is None for value in values):
+        return float("nan"), float("nan")
+    numbers = np.array(values, dtype=float)
+    if len(numbers) < 2:
+        return float(numbers[0]), float("nan")
+    return float(numbers.mean()), float(numbers.std(ddof=1) / len(numbers) ** 0.5)

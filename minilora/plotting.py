@@ -1,0 +1,410 @@
+"""The house style of the book's figures, and pictures that a slider turns over.
+
+``use_style()`` is called once in a notebook. One thing has one colour (``COLORS``), one marker and
+one line style in the whole book, so that a figure can be read without its colours. Lines are
+labelled where they end (``label_line``) and not in a box. ``slider`` makes a small piece of HTML
+with its pictures inside, which works without a network, and without JavaScript as a contact sheet.
+
+This module needs matplotlib; ``import minilora`` does not import it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+LineStyle: TypeAlias = str | tuple[int, tuple[float, ...]]
+
+# Okabe and Ito's colours, which the colour-blind can tell apart (jfly.uni-koeln.de/color).
+COLORS: dict[str, str] = {
+    "lora": "#0072B2",
+    "full": "#D55E00",
+    "head": "#009E73",
+    "scratch": "#7F7F7F",
+    "random": "#56B4E9",
+    "logistic": "#CC79A7",
+    "neighbours": "#E69F00",
+    "theory": "#000000",
+    "floor": "#000000",
+    "base": "#4D4D4D",
+    "W0": "#4D4D4D",
+}
+# The second cue: every thing keeps its marker and its line style, too.
+MARKERS: dict[str, str] = {
+    "lora": "o",
+    "full": "s",
+    "head": "^",
+    "scratch": "X",
+    "random": "v",
+    "logistic": "D",
+    "neighbours": "P",
+    "theory": "",
+    "floor": "",
+    "base": "h",
+    "W0": "h",
+}
+LINESTYLES: dict[str, LineStyle] = {
+    "lora": "-",
+    "full": "-",
+    "head": "-.",
+    "scratch": ":",
+    "random": (0, (4, 1.5, 1, 1.5, 1, 1.5)),
+    "logistic": (0, (6, 2)),
+    "neighbours": (0, (2, 1.5)),
+    "theory": "--",
+    "floor": "--",
+    "base": "-",
+    "W0": "-",
+}
+INK = "#1F2328"
+PALE = "#8C959F"
+
+# Positive is LoRA's blue, nothing is white, negative is the vermilion of full fine-tuning.
+SIGNED = LinearSegmentedColormap.from_list(
+    "minilora_signed", ["#7A3600", COLORS["full"], "#FFFFFF", COLORS["lora"], "#00324F"]
+)
+
+
+def use_style() -> None:
+    """Set matplotlib's rcParams to the book's style. Call it once, before the first figure."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.4, 4.2),
+            "figure.dpi": 150,
+            "savefig.dpi": 150,
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "font.family": "DejaVu Sans",
+            "font.size": 11,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": PALE,
+            "axes.linewidth": 0.9,
+            "axes.titlesize": 12,
+            "axes.titlelocation": "left",
+            "axes.titlepad": 10,
+            "axes.labelsize": 11,
+            "axes.labelpad": 6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": cycler(color=list(dict.fromkeys(COLORS.values()))),
+            "grid.color": "#E6E8EB",
+            "grid.linewidth": 0.8,
+            "xtick.color": PALE,
+            "ytick.color": PALE,
+            "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "lines.linewidth": 2.2,
+            "lines.markersize": 6.5,
+            "legend.frameon": False,
+            "image.cmap": "gray",
+            "image.interpolation": "nearest",
+            "savefig.bbox": "tight",
+        }
+    )
+
+
+def label_line(
+    ax: Axes,
+    where: Line2D | tuple[float, float],
+    text: str,
+    *,
+    color: str | None = None,
+    offset: tuple[float, float] = (7, 0),
+    ha: str = "left",
+    va: str = "center",
+) -> Annotation:
+    """Write ``text`` beside a line's last point, or beside the point ``(x, y)``.
+
+    ``where`` is a line that ``ax.plot`` returned, whose colour the label takes, or a pair in data
+    coordinates. ``offset`` is in points. The label may stand outside the axes: saving with a tight
+    bounding box, as notebooks do, makes room for it.
+
+    Raises ValueError for a line without a finite point.
+    """
+    if isinstance(where, Line2D):
+        points = np.column_stack([np.asarray(values, float) for values in where.get_data()])
+        points = points[np.isfinite(points).all(axis=1)]
+        if not len(points):
+            raise ValueError("the line has no finite point to write beside; give (x, y) instead.")
+        x, y = points[-1]
+        color = color or str(where.get_color())
+    else:
+        x, y = where
+    return ax.annotate(
+        text,
+        (float(x), float(y)),
+        xytext=offset,
+        textcoords="offset points",
+        color=color or INK,
+        ha=ha,
+        va=va,
+        annotation_clip=False,
+    )
+
+
+def show_picture(ax: Axes, picture: ArrayLike, title: str = "", *, signed: bool = False) -> None:
+    """A picture in a thin frame: (h, w) or (h, w, 3), grey from 0 to 1, or signed around 0.
+
+    Signed pictures are blue above zero and orange below; their scale is their own, and a few
+    extreme entries may lie beyond it.
+    """
+    picture = np.asarray(picture)
+    if signed:
+        size = np.abs(picture)
+        # Half-way to the darkest shade lies an entry that few exceed, so that faint ones show, too.
+        limit = 2 * max(float(np.percentile(size, 99.5)), 0.25 * float(size.max()), 1e-12)
+        ax.imshow(picture, cmap=SIGNED, vmin=-limit, vmax=limit)
+    else:
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else 1)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.spines[:].set_visible(True)
+    ax.set_title(title, pad=5)
+
+
+def show_table(
+    ax: Axes,
+    table: ArrayLike,
+    title: str = "",
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    digits: int = 0,
+    limit: float | None = None,
+) -> None:
+    """A matrix (m, n) as coloured cells with their numbers written in; orange is negative.
+
+    ``limit`` is the number that gets the full colour (the largest, unless told), so that several
+    tables can share one scale. ``rows`` and ``columns`` name the edges.
+    """
+    table = np.asarray(table, float)
+    limit = limit or max(float(np.abs(table).max()), 1e-12)
+    ax.imshow(table, cmap=SIGNED, vmin=-1.25 * limit, vmax=1.25 * limit, aspect="equal")
+    for (i, j), value in np.ndenumerate(table):
+        # Adding 0.0 turns a rounded −0 into 0.
+        text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+        dark = abs(value) > 0.55 * limit
+        ax.text(j, i, text, ha="center", va="center", color="white" if dark else INK, fontsize=10)
+    m, n = table.shape
+    ax.set_xticks(range(n), labels=columns if columns is not None else [""] * n)
+    ax.set_yticks(range(m), labels=rows if rows is not None else [""] * m)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+
+
+def show_product(
+    column: ArrayLike, row: ArrayLike, *, digits: int = 0, figsize: tuple[float, float] = (6.4, 4.4)
+) -> Figure:
+    """An outer product as it is computed: (m,) at the left, (n,) on top, (m, n) between them."""
+    column, row = np.asarray(column, float), np.asarray(row, float)
+    figure, axes = plt.subplots(
+        2,
+        2,
+        figsize=figsize,
+        width_ratios=[1, len(row)],
+        height_ratios=[1, len(column)],
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+    )
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(0.5, 0.5, "×", ha="center", va="center", transform=axes[0, 0].transAxes)
+    for ax, table in (
+        (axes[0, 1], row[None, :]),
+        (axes[1, 0], column[:, None]),
+        (axes[1, 1], np.outer(column, row)),
+    ):
+        show_table(ax, table, digits=digits)
+    axes[0, 1].set_anchor("SW")
+    axes[1, 0].set_anchor("NE")
+    axes[1, 1].set_anchor("NW")
+    return figure
+
+
+def png(picture: ArrayLike | Figure, width: int | None = None) -> bytes:
+    """PNG bytes of a picture or figure.
+
+    A picture is (h, w) or (h, w, 3), uint8, or floating point between 0 and 1 (what lies outside
+    is clipped). ``width`` in pixels scales a picture down.
+    """
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", dpi="figure", bbox_inches="tight")
+        return buffer.getvalue()
+    pixels: NDArray[Any] = np.asarray(picture)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
+        raise ValueError(f"a picture is (h, w) or (h, w, 3); found shape {pixels.shape}.")
+    if pixels.dtype != np.uint8:
+        if not np.isfinite(pixels).all():
+            raise ValueError("a picture must not hold NaN or infinite values.")
+        pixels = np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if width is not None and width < image.width:
+        height = max(1, round(image.height * width / image.width))
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class Slider:
+    """Pictures under a slider: what ``slider`` returns. A notebook shows it when it is named."""
+
+    def __init__(
+        self, pngs: list[bytes], labels: list[str], alt: str, name: str, start: int, caption: str
+    ) -> None:
+        self.pngs = pngs
+        self.labels = labels
+        self.alt = alt
+        self.name = name
+        self.start = start
+        self.caption = caption
+
+    def __repr__(self) -> str:
+        return f"Slider of {len(self.pngs)} pictures: {self.labels[0]} … {self.labels[-1]}"
+
+    def _repr_png_(self) -> bytes:
+        """A contact sheet, for readers that show no HTML, such as a PDF."""
+        columns = min(3, len(self.pngs))
+        lines = math.ceil(len(self.pngs) / columns)
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(9, 2.7 * lines), squeeze=False, dpi=100
+        )
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, data, label in zip(axes.flat, self.pngs, self.labels, strict=False):
+            ax.imshow(np.asarray(Image.open(io.BytesIO(data))), cmap="gray", vmin=0, vmax=255)
+            ax.set_title(textwrap.fill(label, 40), fontsize=8, loc="left")
+        data = png(figure)
+        plt.close(figure)
+        return data
+
+    def _repr_html_(self) -> str:
+        """Self-contained HTML. Without JavaScript all pictures are shown, in a grid."""
+        digest = hashlib.sha256(b"".join(self.pngs) + "".join(self.labels).encode())
+        frames = "".join(
+            f'<div class="ml-frame" role="group" aria-label="{html.escape(label)}">'
+            f'<img alt="{html.escape(f"{self.alt} Here: {label}")}" '
+            f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+            f'<div class="ml-label">{html.escape(label)}</div></div>'
+            for data, label in zip(self.pngs, self.labels, strict=True)
+        )
+        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        return (
+            _SLIDER.replace("@ID@", "ml-" + digest.hexdigest()[:10])
+            .replace("@NAME@", html.escape(self.name))
+            .replace("@LAST@", str(len(self.pngs) - 1))
+            .replace("@START@", str(self.start))
+            .replace("@CAPTION@", caption)
+            .replace("@FRAMES@", frames)
+        )
+
+
+def slider(
+    images: Sequence[ArrayLike | Figure],
+    labels: Sequence[str],
+    alt: str,
+    *,
+    name: str = "rank",
+    start: int = 0,
+    caption: str = "",
+    width: int | None = None,
+) -> Slider:
+    """Pictures made beforehand, and a slider that turns them over.
+
+    ``images``: arrays (h, w) or (h, w, 3), uint8 or 0 … 1, or figures, which are closed.
+    ``labels``: one line of text a picture, shown under it and read out. ``alt`` says what the
+    pictures show. ``name`` stands beside the slider; ``start`` is the picture shown first;
+    ``width`` in pixels scales arrays down. The HTML carries the pictures inside it: nothing is
+    fetched. The arrow keys move the slider. Where scripts do not run, all pictures are shown.
+
+    Raises ValueError where there is no picture, no alternative text, or no label for each picture.
+    """
+    if not len(images):
+        raise ValueError("a slider needs at least one picture.")
+    if len(images) != len(labels):
+        raise ValueError(f"found {len(images)} pictures and {len(labels)} labels; give one each.")
+    if not alt.strip():
+        raise ValueError("give `alt`: one sentence for readers who cannot see the pictures.")
+    if not 0 <= start < len(images):
+        raise ValueError(f"start must lie between 0 and {len(images) - 1}; found {start}.")
+    pngs = [png(image, width) for image in images]
+    for image in images:
+        if isinstance(image, Figure):
+            plt.close(image)
+    return Slider(pngs, [str(label) for label in labels], alt, name, start, caption)
+
+
+def glue(name: str, value: Any) -> None:
+    """Keep ``value`` for the page's prose where the book is built; elsewhere do nothing."""
+    if isinstance(value, np.generic):
+        value = value.item()  # so that prose reads 0.5, not np.float64(0.5)
+    try:
+        from myst_nb import glue as keep
+    except ImportError:  # Colab and a reader's own Jupyter have no myst_nb
+        return
+    keep(name, value, display=False)
+
+
+# The colours come from the page around the slider (the book's theme, or JupyterLab's); without
+# either they are dark on white. The script runs once per copy, also if a cell is shown twice.
+_SLIDER = """
+<figure class="ml-slider" data-ml="@ID@">
+<style>
+.ml-slider{margin:1.2em 0;padding:.9em;border-radius:.5em;
+ border:1px solid var(--pst-color-border,var(--jp-border-color2,#d0d7de));
+ background:var(--pst-color-background,var(--jp-layout-color0,#fff));
+ color:var(--pst-color-text-base,var(--jp-content-font-color1,#1f2328))}
+.ml-slider .ml-frames{display:grid;gap:.8em;
+ grid-template-columns:repeat(auto-fit,minmax(min(100%,14em),1fr))}
+.ml-slider[data-ready] .ml-frames{display:block}
+.ml-slider[data-ready] .ml-frame:not([data-on]){display:none}
+.ml-slider .ml-frame img{display:block;width:100%;height:auto;margin:0;border-radius:.25em}
+.ml-slider .ml-label{margin-top:.5em;text-align:start;font-variant-numeric:tabular-nums}
+.ml-slider .ml-control{display:none;gap:.8em;align-items:center;margin-bottom:.7em}
+.ml-slider[data-ready] .ml-control{display:flex}
+.ml-slider .ml-control input{flex:1;min-width:0;height:2em;accent-color:#0072b2;cursor:pointer}
+.ml-slider figcaption{margin-top:.6em;font-size:.92em}
+</style>
+<label class="ml-control"><span>@NAME@</span>
+<input type="range" min="0" max="@LAST@" step="1" value="@START@"></label>
+<div class="ml-frames">@FRAMES@</div>
+@CAPTION@
+<script>
+for (const box of document.querySelectorAll('[data-ml="@ID@"]:not([data-ready])')) {
+  const input = box.querySelector("input");
+  const frames = Array.from(box.querySelectorAll(".ml-frame"));
+  const show = () => frames.forEach((frame, i) => {
+    const on = i === Number(input.value);
+    frame.toggleAttribute("data-on", on);
+    if (on) input.setAttribute("aria-valuetext", frame.getAttribute("aria-label"));
+  });
+  input.addEventListener("input", show);
+  box.setAttribute("data-ready", "");
+  show();
+}
+</script>
+</figure>
+"""

@@ -1,0 +1,171 @@
+"""The base models of the book: small transformers pretrained on printed digits.
+
+There is nothing to download. Each base is trained on this machine, in half a minute or so, from
+unlimited printed digits, and kept on disk, so that the next call only reads it. The file's name
+holds a hash of everything that settles the weights: change the code, torch's version, the seed or a
+size, and a new base is made. ``MINILORA_CACHE`` names another folder than ``~/.cache/minilora``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minilora import data, training
+from minilora.transformer import TransformerClassifier, TransformerConfig
+
+#: The picture sizes and sizes of the two bases.
+READER = TransformerConfig(image_size=(8, 8), patch_size=2, classes=10)
+ADDER = TransformerConfig(image_size=(8, 16), patch_size=4, classes=19)
+
+
+def pretrained_digits(
+    seed: int = 0,
+    *,
+    steps: int = 1600,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> TransformerClassifier:
+    """A transformer that reads one printed digit: (N, 1, 8, 8) → (N, 10). On the CPU.
+
+    It has seen 30,000 printed digits and no handwriting. ``steps`` of 64 pictures each.
+    """
+
+    def make() -> TransformerClassifier:
+        training.set_seed(seed)
+        model = TransformerClassifier(READER).to(device or "cpu")
+        printed = data.printed_digits(min(30_000, 64 * steps), seed)
+        _pretrain(model, printed, steps, 64, "cosine", seed, progress)
+        return model
+
+    return _cached("digits", READER, {"seed": seed, "steps": steps}, make)
+
+
+def pretrained_adder(
+    seed: int = 0,
+    *,
+    config: TransformerConfig = ADDER,
+    steps: int = 1600,
+    lr: float = 3e-3,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> TransformerClassifier:
+    """A transformer that adds two printed digits: (N, 1, 8, 16) → (N, 19). On the CPU.
+
+    It learns in two lessons: to read the number that the two digits spell (100 classes, three
+    eighths of the ``steps``), then, with a new head, to name their sum. Straight to the sum takes
+    several times as long. It has seen no handwriting. ``steps`` of 128 pictures each.
+    """
+
+    def make() -> TransformerClassifier:
+        training.set_seed(seed)
+        model = TransformerClassifier(config)
+        sum_head, model.head = model.head, nn.Linear(config.width, 100)
+        model.to(device or "cpu")
+        printed = data.printed_digits(min(30_000, 128 * steps), seed)
+        count = min(100_000, 128 * steps)
+        reading = data.pairs(printed, count, seed, label="number")
+        adding = data.pairs(printed, count, seed, label="sum")
+        first = steps * 3 // 8
+        _pretrain(model, reading, first, 128, "constant", seed, progress, lr)
+        model.head = sum_head.to(device or "cpu")
+        _pretrain(model, adding, steps - first, 128, "cosine", seed + 1, progress, lr)
+        return model
+
+    return _cached("adder", config, {"seed": seed, "steps": steps, "lr": lr}, make)
+
+
+def cache_folder() -> Path:
+    """Where the bases are kept."""
+    return Path(os.environ.get("MINILORA_CACHE") or Path.home() / ".cache" / "minilora")
+
+
+def source_hash(files: list[str]) -> str:
+    """A hash of what files of this package do (paths inside it): 64 hex digits.
+
+    Docstrings, comments and blank lines do not count, so that better words do not make a result
+    stale.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+        words: set[int] = set()  # the lines that docstrings fill
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                if isinstance(node.value.value, str):
+                    words.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        for number, line in enumerate(text.splitlines(), start=1):
+            if number not in words and line.strip() and not line.lstrip().startswith("#"):
+                digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _pretrain(
+    model: TransformerClassifier,
+    examples: data.Split,
+    steps: int,
+    batch_size: int,
+    schedule: str,
+    seed: int,
+    progress: bool | None,
+    lr: float = 3e-3,
+) -> None:
+    training.fit(
+        model,
+        examples.x,
+        examples.y,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        schedule=schedule,
+        weight_decay=0.05,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _cached(
+    name: str,
+    config: TransformerConfig,
+    settings: dict[str, float],
+    make: Callable[[], TransformerClassifier],
+) -> TransformerClassifier:
+    """The base from its file; made, and filed, where there is none or it cannot be read."""
+    import matplotlib
+
+    code = source_hash(["data.py", "pretrained.py", "training.py", "transformer.py"])
+    # matplotlib's version stands for its fonts.
+    parts = [code, torch.__version__, matplotlib.__version__, repr(config), settings]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    path = cache_folder() / f"{name}-{key}.safetensors"
+
+    model = TransformerClassifier(config)
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception:  # not there, torn or foreign: whatever is wrong, the base is made again
+        pass
+    else:
+        return model.eval()
+
+    with training.one_thread():
+        model = make().cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and then renamed, so that no reader ever sees half a file.
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(model.state_dict(), aside)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    return model.eval()

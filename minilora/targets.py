@@ -1,0 +1,267 @@
+"""Which layers of a model a config means, and what it trains beside them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from minilora.config import LoRAConfig, Targets, endings, key_fits
+from minilora.layers import LoRAEmbedding, LoRALayer, LoRALinear, TrainedCopy
+
+# Where a model does not say which layer is its output head, these names do.
+HEAD_NAMES = ("head", "lm_head", "classifier", "score", "output_projection")
+
+
+def original_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """{path: module} of the model as it was before ``add_lora``; each module once."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def walk(path: str, module: nn.Module) -> None:
+        if isinstance(module, (LoRALayer, TrainedCopy)):
+            module = module.base
+        if id(module) not in seen:
+            seen.add(id(module))
+            found[path] = module
+            for name, child in module.named_children():
+                walk(f"{path}.{name}" if path else name, child)
+
+    walk("", model)
+    return found
+
+
+class Plan(NamedTuple):
+    """What a config means on a model: all modules by path, and the paths it adapts and copies."""
+
+    modules: dict[str, nn.Module]
+    targets: list[str]
+    copies: list[str]
+
+
+def plan(model: nn.Module, config: LoRAConfig) -> Plan:
+    """Find what ``config`` adapts and trains whole, and refuse what is not there.
+
+    Raises:
+        ValueError: As in ``add_lora``.
+    """
+    modules = original_modules(model)
+    targets = find_targets(model, config)
+    _check_patterns(config, targets)
+    _check_named("modules_to_save", config.modules_to_save, modules)
+    if isinstance(config.exclude, tuple):
+        _check_named("exclude", config.exclude, modules)
+    return Plan(modules, targets, find_copies(modules, config, targets))
+
+
+def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """Paths of the layers that ``config`` adapts, in the model's order.
+
+    Raises:
+        ValueError: As in ``add_lora``.
+    """
+    modules = original_modules(model)
+    whole = config.modules_to_save
+    chosen = _select(model, modules, config.targets, "targets", whole)
+    if config.exclude is not None:
+        excluded = set(_select(model, modules, config.exclude, "exclude", whole))
+        chosen = [path for path in chosen if path not in excluded]
+    if not chosen:
+        raise ValueError(
+            f"nothing is left to adapt: exclude={config.exclude!r} takes out every layer that "
+            f"targets={config.targets!r} matches"
+        )
+    for path in chosen:
+        _check_adaptable(model, modules, path)
+    return chosen
+
+
+def _select(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    targets: Targets,
+    setting: str,
+    trained_whole: Sequence[str],
+) -> list[str]:
+    paths = [path for path in modules if path]
+    if targets == "all-linear":
+        hits = _all_linear(model, modules, trained_whole)
+    elif isinstance(targets, str):
+        hits = [path for path in paths if re.fullmatch(targets, path)]
+    elif isinstance(targets, type):
+        hits = [path for path in paths if isinstance(modules[path], targets)]
+    elif callable(targets):
+        hits = [path for path in paths if targets(path, modules[path])]
+    else:
+        if setting == "targets":
+            _check_named(setting, targets, modules)
+        hits = matching(paths, targets)
+    if not hits and setting == "targets":
+        raise ValueError(f"targets={targets!r} matches nothing; {_adaptable(modules)}")
+    return hits
+
+
+def _all_linear(
+    model: nn.Module, modules: dict[str, nn.Module], trained_whole: Sequence[str]
+) -> list[str]:
+    find_head = getattr(model, "get_output_embeddings", None)  # Hugging Face models have it
+    head = find_head() if callable(find_head) else None
+    if isinstance(head, (LoRALayer, TrainedCopy)):
+        head = head.base
+    whole = set(trained_whole)
+
+    def is_head(path: str, module: nn.Module) -> bool:
+        return path.rsplit(".", 1)[-1] in HEAD_NAMES if head is None else module is head
+
+    def wanted(path: str, module: nn.Module) -> bool:
+        parts = path.split(".")
+        above = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+        in_copy = any(not whole.isdisjoint(endings(part)) for part in above)
+        return not (is_head(path, module) or in_copy or _inside_attention(modules, path))
+
+    linears = [path for path, m in modules.items() if path and isinstance(m, nn.Linear)]
+    return [path for path in linears if wanted(path, modules[path])]
+
+
+def _check_adaptable(model: nn.Module, modules: dict[str, nn.Module], path: str) -> None:
+    module = modules[path]
+    if not isinstance(module, (nn.Linear, nn.Embedding)):
+        raise ValueError(
+            f"targets matches {path!r}, a {type(module).__name__}; adapters fit nn.Linear and "
+            f"nn.Embedding. Narrow targets or list it in exclude; {_adaptable(modules)}"
+        )
+    if _inside_attention(modules, path):
+        raise ValueError(
+            f"{path!r} belongs to an nn.MultiheadAttention, which reads its weight and would "
+            "pass the adapter by; adapt other layers, or use an attention whose projections are "
+            "nn.Linear modules that are called. exclude takes it out of targets"
+        )
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        raise ValueError(
+            f"{path!r} is an nn.Embedding with max_norm={module.max_norm}, which rewrites its "
+            "own weight in every forward, so it cannot stay frozen; set max_norm to None"
+        )
+    if isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward:
+        raise ValueError(
+            f"{path!r} is a {type(module).__name__}, an embedding with a forward of its own, which "
+            "the update would not follow; list it in exclude"
+        )
+    if is_lazy(module.weight):
+        raise ValueError(f"{path!r} has no shape yet; call the model once before adding adapters")
+    if not module.weight.is_floating_point():
+        raise ValueError(f"{path!r} has weights of {module.weight.dtype}; adapters need floats")
+
+
+def _inside_attention(modules: dict[str, nn.Module], path: str) -> bool:
+    return isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _near_misses(name: str, modules: dict[str, nn.Module]) -> str:
+    known = {path.rsplit(".", 1)[-1] for path in modules if path} | set(modules)
+    close = difflib.get_close_matches(name, known - {""}, n=3)
+    hint = f"close to it: {', '.join(map(repr, close))}. " if close else ""
+    return f"but no module has that path or ends with it; {hint}{_adaptable(modules)}"
+
+
+def _adaptable(modules: dict[str, nn.Module]) -> str:
+    kinds = (nn.Linear, nn.Embedding)
+    names = {p.rsplit(".", 1)[-1]: None for p, m in modules.items() if p and isinstance(m, kinds)}
+    if names:
+        return f"layers that can be adapted end with {', '.join(map(repr, list(names)[:12]))}"
+    if isinstance(modules[""], kinds):
+        return "the model itself is a single layer; put it into an nn.Sequential first"
+    return "the model has no nn.Linear and no nn.Embedding"
+
+
+def matching(paths: Iterable[str], names: Collection[str]) -> list[str]:
+    """Those of ``paths`` that are one of ``names``, or end with one of them after a dot."""
+    wanted = set(names)
+    return [path for path in paths if not wanted.isdisjoint(endings(path))]
+
+
+def exactly(paths: list[str], modules: Mapping[str, nn.Module]) -> list[str] | str:
+    """Targets that match these paths and no others: the paths, or where one of them is also the
+    end of another module's path, a regular expression."""
+    also = set(matching(modules, paths)) - set(paths)
+    return "|".join(map(re.escape, paths)) if also else paths
+
+
+def _check_named(setting: str, names: Sequence[str], modules: dict[str, nn.Module]) -> None:
+    known = {name for path in modules for name in endings(path)}
+    for name in names:
+        if not name or name not in known:
+            raise ValueError(f"{setting} names {name!r}, {_near_misses(name, modules)}")
+
+
+def _check_patterns(config: LoRAConfig, targets: list[str]) -> None:
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(config, setting):
+            if not any(key_fits(key, path) for path in targets):
+                some = ", ".join(targets[:6]) + (", …" if len(targets) > 6 else "")
+                raise ValueError(
+                    f"{setting} has the key {key!r}, which fits no adapted layer; "
+                    f"these are adapted: {some}"
+                )
+
+
+def find_copies(
+    modules: dict[str, nn.Module], config: LoRAConfig, targets: Collection[str]
+) -> list[str]:
+    """Paths of the modules that ``modules_to_save`` names and the model has.
+
+    Raises:
+        ValueError: One of them holds, or is, another one or an adapted layer.
+    """
+    paths = matching((path for path in modules if path), config.modules_to_save)
+    for path in paths:
+        for other in [*targets, *(p for p in paths if p != path)]:
+            if other == path or other.startswith(path + "."):
+                raise ValueError(
+                    f"{path!r} is in modules_to_save and so trained whole; take {other!r} out of "
+                    "targets and of modules_to_save (exclude does it)"
+                )
+    return paths
+
+
+def find_biases(
+    modules: dict[str, nn.Module],
+    config: LoRAConfig,
+    targets: Collection[str],
+    copies: Collection[str],
+) -> dict[str, nn.Parameter]:
+    """{name: bias} that ``config.bias`` trains, those inside copied modules left out; each once."""
+    if config.bias == "none":
+        return {}
+    chosen = set(targets)
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in modules.items():
+        bias = module._parameters.get("bias")
+        in_copy = any(path == p or path.startswith(p + ".") for p in copies)
+        if bias is not None and not in_copy and (config.bias == "all" or path in chosen):
+            found.setdefault(id(bias), (f"{path}.bias" if path else "bias", bias))
+    return dict(found.values())
+
+
+def tied_weights(model: nn.Module, adapted: Collection[str]) -> dict[str, list[str]]:
+    """{adapted path: other paths whose modules use the very same weight}."""
+    modules = original_modules(model)
+    users: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append(path)
+    tied = {}
+    for path in adapted:
+        others = [user for user in users.get(id(modules[path].weight), []) if user != path]
+        if others:
+            tied[path] = others
+    return tied
+
+
+def layer_type(module: nn.Module) -> type[LoRALayer]:
+    """The adapted form that fits ``module``, one that ``find_targets`` let through."""
+    return LoRALinear if isinstance(module, nn.Linear) else LoRAEmbedding

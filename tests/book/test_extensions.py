@@ -1,0 +1,195 @@
+"""The site's own Sphinx extensions, on tiny projects: what must fail fails, and says where."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import figures
+import offline
+import pytest
+import repository
+
+ROOT = Path(__file__).resolve().parents[2]
+
+sphinx = pytest.importorskip("sphinx.application")
+
+# 1x1 PNG
+DOT = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+FIGURE = {
+    "image": {"alt": "A single dark dot in the middle."},
+    "figure": {"caption": "A dot.", "name": "fig-dot"},
+}
+
+
+def build(folder: Path, pages: dict[str, object], extensions: tuple[str, ...]) -> str:
+    """Build a project of these pages with warnings collected; return the warnings."""
+    source = folder / "source"
+    source.mkdir()
+    extensions_line = repr(["myst_nb", *extensions])
+    (source / "conf.py").write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(ROOT / "book" / "_ext")!r})
+        extensions = {extensions_line}
+        nb_execution_mode = "off"
+        master_doc = "index"
+        nitpicky = True
+        """)
+    )
+    for name, content in pages.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (source / name).write_text(text)
+    warnings = io.StringIO()
+    app = sphinx.Sphinx(
+        str(source), str(source), str(folder / "out"), str(folder / "trees"), "html",
+        status=io.StringIO(), warning=warnings, freshenv=True,
+    )  # fmt: skip
+    app.build()
+    lines = re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue()).splitlines()
+    # A second Sphinx in one process says of its own nodes that they are known already.
+    return "\n".join(line for line in lines if "while setting up extension" not in line)
+
+
+def notebook(*outputs: dict, **metadata: object) -> dict:
+    """A notebook with one code cell that has these outputs."""
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Title"]},
+            {
+                "cell_type": "code",
+                "id": "b",
+                "metadata": metadata,
+                "source": ["draw()"],
+                "execution_count": 1,
+                "outputs": [
+                    {"output_type": "display_data", "metadata": {}, "data": output}
+                    for output in outputs
+                ],
+            },
+        ],
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+PNG = {"image/png": DOT, "text/plain": "<Figure>"}
+
+
+def test_a_drawn_figure_without_alt_text_is_named_with_its_cell(tmp_path):
+    warnings = build(tmp_path, {"index.ipynb": notebook(PNG)}, ("figures",))
+    assert "index.ipynb, cell 2: a figure has no alt text" in warnings
+    assert "no caption or no name" in warnings
+
+
+def test_a_drawn_figure_with_everything_passes(tmp_path):
+    warnings = build(tmp_path, {"index.ipynb": notebook(PNG, mystnb=FIGURE)}, ("figures",))
+    assert warnings == ""
+
+
+def test_a_markdown_picture_without_alt_text_is_named(tmp_path):
+    silent = "# Title\n\n![](https://x.org/a.png)\n"
+    warnings = build(tmp_path, {"index.md": silent}, ("figures",))
+    assert "index.md: a figure has no alt text" in warnings
+
+
+def test_a_markdown_picture_in_a_notebook_is_named_with_its_cell(tmp_path):
+    page = notebook()
+    page["cells"][0]["source"] = ["# Title\n", "\n", "![](https://x.org/a.png)"]
+    warnings = build(tmp_path, {"index.ipynb": page}, ("figures",))
+    assert "index.ipynb, cell 1: a figure has no alt text" in warnings
+
+
+@pytest.mark.parametrize(
+    ("html", "missing"),
+    [
+        ('<img src="data:image/png;base64,AA">', ["<img>"]),
+        ('<img src="a.png" alt="">', ["<img>"]),
+        ('<div><img src="a.png" alt="Three bars of falling height."/></div>', []),
+        ("<svg><path d='M0 0'/></svg>", ["<svg>"]),
+        ("<svg><title>Three bars</title></svg>", []),
+        ("<svg role='img' aria-label='Three bars'></svg>", []),
+        ("<svg aria-hidden='true'></svg>", []),
+        ("<svg><svg></svg></svg>", ["<svg>"]),
+        ("<canvas></canvas>", ["<canvas>"]),
+        ("<table><tr><td>1</td></tr></table>", []),
+    ],
+)
+def test_pictures_in_html(html, missing):
+    assert figures.pictures_without_words(html) == missing
+
+
+def test_a_picture_in_an_html_output_is_named_with_its_cell(tmp_path):
+    page = notebook({"text/html": '<img src="data:image/png;base64,AA">', "text/plain": "slider"})
+    warnings = build(tmp_path, {"index.ipynb": page}, ("figures",))
+    assert "index.ipynb, cell 2: <img> in HTML has no alt text" in warnings
+
+
+def test_the_html_of_an_output_speaks_for_its_picture(tmp_path):
+    """A slider carries a PNG for programs that show no HTML; the page shows the HTML alone."""
+    html = '<img alt="A dahlia, sharper as the rank grows." src="data:image/png;base64,AA">'
+    warnings = build(tmp_path, {"index.ipynb": notebook(PNG | {"text/html": html})}, ("figures",))
+    assert warnings == ""
+
+
+def test_a_stray_value_beside_a_figure_is_named(tmp_path):
+    """Without a semicolon the last line's value is a second output, with the same caption."""
+    page = notebook({"text/plain": "[Text(0, 0, 'a')]"}, PNG, mystnb=FIGURE)
+    assert "index.ipynb, cell 2: 2 outputs" in build(tmp_path, {"index.ipynb": page}, ("figures",))
+
+
+def test_a_page_that_loads_from_elsewhere_is_named(tmp_path):
+    body = '# Title\n\n<img alt="A dot on paper" src="https://x.org/a.png">\n'
+    warnings = build(tmp_path, {"index.md": body}, ("offline",))
+    assert "index.html would fetch https://x.org/a.png" in warnings
+
+
+@pytest.mark.parametrize(
+    ("html", "found"),
+    [
+        ('<script src="https://unpkg.com/a.js"></script>', ["https://unpkg.com/a.js"]),
+        ('<link rel="stylesheet" href="//fonts.org/a.css">', ["//fonts.org/a.css"]),
+        ('<link rel="preconnect" href="https://fonts.org">', ["https://fonts.org"]),
+        ('<link rel="canonical" href="https://book.org/a.html">', []),
+        ('<a href="https://arxiv.org">paper</a>', []),
+        ('<img srcset="a.png 1x, https://x.org/b.png 2x">', ["https://x.org/b.png"]),
+        ('<script src="_static/a.js"></script>', []),
+    ],
+)
+def test_loads_from_elsewhere(html, found):
+    assert offline.loads_from_elsewhere(html) == found
+
+
+@pytest.mark.parametrize(
+    ("url", "slug"),
+    [
+        ("https://github.com/someone/book.git", "someone/book"),
+        ("https://github.com/someone/book", "someone/book"),
+        ("git@github.com:someone/lora.book.git", "someone/lora.book"),
+        ("ssh://git@github.com/someone/book.git", "someone/book"),
+        ("https://token@github.com/someone/book.git", "someone/book"),
+        ("https://example.org/someone/book.git", None),
+        ("/home/me/book", None),
+        ("", None),
+    ],
+)
+def test_github_slug(url, slug):
+    assert repository.github_slug(url) == slug
+
+
+def test_no_repository_no_button(tmp_path, monkeypatch):
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert repository.repository_slug(tmp_path) is None
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
+    assert repository.repository_slug(tmp_path) == "someone/book"
