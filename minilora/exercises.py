@@ -531,6 +531,28 @@ def check_balance(function: Function) -> None:
     _passed("one product, and the pair of factors that shares it evenly")
 
 
+def check_many_examples(function: Function) -> None:
+    """Chapter 4: ``function(r)`` gives the tuned errors of rank r with 768 examples."""
+    answers = {r: _call(function, r) for r in (4, 6, 12, 48)}
+    if _not_attempted(answers[4]):
+        return
+    errors = {r: np.asarray(answer, float) for r, answer in answers.items()}
+    for r, error in errors.items():
+        assert error.ndim == 1 and len(error) >= 3, (
+            f"rank {r}: return one error for each draw of the data, not {error.shape}"
+        )
+    means = {r: float(error.mean()) for r, error in errors.items()}
+    assert means[48] < 2, (
+        f"at rank 48 the error is {means[48]:.1f}, as with 96 examples: draw the training data "
+        "again with n=768, and leave the validation data as they are"
+    )
+    assert means[6] == min(means.values()), (
+        "rank 6 should be best: the data can now carry all six directions; did you return the "
+        "tuned errors, or those after the last step?"
+    )
+    _passed("with more examples the best rank moves to the true one")
+
+
 # Chapter 8
 
 
