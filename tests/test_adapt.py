@@ -306,7 +306,8 @@ def test_not_inside_disabled(name, tmp_path):
         return result.__enter__() if name == "merged" else result
 
     with disabled(model):
-        refuses(model, call, "inside disabled(model)", "outside")
+        called = "merge" if name == "merged" else name
+        refuses(model, call, f"{called} was called inside disabled(model)", "outside")
 
 
 # --- set_strength ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -259,6 +260,8 @@ def test_tensors_that_only_repeat_the_base_are_let_through(tmp_path):
     }
     rewritten(tmp_path, tensors={**tensors_of(tmp_path), **extra})
     assert same_adapter(minilora.load(toy(0), tmp_path), model)
+    adapted = toy(0, targets=["up_proj"], bias="all")  # whose trained biases are not the base's
+    assert same_adapter(minilora.load(adapted, tmp_path), model)
     extra[f"{PRE}embed.base_layer.weight"][0, 0] += 1
     rewritten(tmp_path, tensors={**tensors_of(tmp_path), **extra})
     refuses(base, lambda: minilora.load(base, tmp_path), "fit nothing", "embed.base_layer.weight")
@@ -446,14 +449,25 @@ def test_stale_temporaries_go_and_foreign_files_stay(tmp_path):
     assert holds(tmp_path) == "new"
 
 
-def test_tensors_go_first(tmp_path, monkeypatch):
+def test_tensors_go_first_and_reach_the_disk_before_they_count(tmp_path, monkeypatch):
     """A config without its tensors would lose the old adapter; tensors carry their config."""
-    order, original = [], os.replace
-    monkeypatch.setattr(
-        files.os, "replace", lambda a, b: (order.append(Path(b).name), original(a, b))
-    )
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(file: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(file).st_mode) else "file"
+        done.append(f"fsync {kind}")
+        fsync(file)
+
+    def note_replace(old: Path, new: Path) -> None:
+        done.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(files.os, "fsync", note_fsync)
+    monkeypatch.setattr(files.os, "replace", note_replace)
     saved(tmp_path)
-    assert order == ["adapter_model.safetensors", "adapter_config.json"]
+    names = ["adapter_model.safetensors", "adapter_config.json"]
+    expected = [step for name in names for step in ("fsync file", name, "fsync folder")]
+    assert done == expected if os.name == "posix" else done[1] == names[0]
 
 
 # --- what save refuses ----------------------------------------------------------------------

@@ -101,10 +101,10 @@ def test_exclude_by_type():
 
 
 def test_shared_module_has_one_path():
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.append(model[0])
-    assert list(original_modules(model)) == ["", "0"]
-    assert found(model, nn.Linear) == ["0"]
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": nn.Sequential(shared, shared), "b": nn.Sequential(shared)})
+    assert list(original_modules(model)) == ["", "a", "a.0", "b"]
+    assert found(model, nn.Linear) == ["a.0"]
 
 
 def test_adapted_model_is_seen_as_it_was():

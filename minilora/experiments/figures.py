@@ -14,7 +14,7 @@ from minilora.plotting import COLORS, LINESTYLES, MARKERS, label_line
 #: Where an arm's name stands: offset in points, and the side of the text that faces the mark.
 PLACES = {
     "lora": (0, 12, "center"),
-    "random": (-10, -2, "right"),
+    "random": (10, 4, "left"),
     "full": (-10, -2, "right"),
     "head": (10, -8, "left"),
     "scratch": (-10, 0, "right"),
