@@ -219,8 +219,7 @@ def device_name(device: torch.device) -> str:
     """The card's own name, or the processor's, with the number of its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    kind = platform.machine() or "unknown"
-    return f"{device.type}, {os.cpu_count()} cores, {kind}"
+    return f"{os.cpu_count()} {device.type.upper()} cores ({platform.machine() or 'unknown'})"
 
 
 def commit() -> str | None:
@@ -247,7 +246,10 @@ def now() -> str:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes in use so far: of the card, else of this process or its largest child."""
+    """The most bytes that this process has used so far: of the card's memory, else of its own.
+
+    Off the card, the largest of the processes that it started counts as well.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
