@@ -374,6 +374,9 @@ def baselines(size: Profile, base: TransformerClassifier) -> list[Row]:
     on validation data; and, for comparison only, what nearest neighbours do when every single
     digit is labelled, so that the sum can be worked out from two readings.
     """
+    # scikit-learn brings it; it carries no types of its own.
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     rows = []
     for labels in size.labels:
         for seed in size.seeds:
@@ -383,11 +386,12 @@ def baselines(size: Profile, base: TransformerClassifier) -> list[Row]:
                 (part.x.flatten(1).double().numpy(), part.y.numpy())
                 for part in (train, validation, test)
             )
-            rows += [
-                _neighbours(x, y, parts, labels, seed),
-                _logistic(x, y, parts, labels, seed),
-                _digit_by_digit(size, labels, seed),
-            ]
+            with threadpool_limits(1):  # on problems this small, threads wait for each other
+                rows += [
+                    _neighbours(x, y, parts, labels, seed),
+                    _logistic(x, y, parts, labels, seed),
+                    _digit_by_digit(size, labels, seed),
+                ]
         _, _, test = pictures(size, labels, size.seeds[0])
         found = evaluate(base, test.x, test.y)
         rows.append(
