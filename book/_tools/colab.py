@@ -235,23 +235,18 @@ def convert(notebook: dict, known: Lookups, source: str | None) -> dict:
     return {**notebook, "cells": cells}
 
 
-def glued_values(executed: dict) -> dict[str, object]:
-    """What an executed notebook glued: name -> number or text."""
+def glued_values(outputs: dict[str, dict]) -> dict[str, object]:
+    """Glued outputs, as MyST-NB stores them beside an executed notebook -> numbers or texts."""
     values: dict[str, object] = {}
-    for cell in executed["cells"]:
-        for output in cell.get("outputs", []):
-            about = output.get("metadata", {}).get("scrapbook", {})
-            name = about.get("name")
-            prefix = about.get("mime_prefix", "")  # set where the value is not displayed itself
-            shown = output.get("data", {}).get(f"{prefix}text/plain")
-            if name is None or shown is None:
-                continue
-            shown = "".join(shown)
-            number = re.fullmatch(r"(?:np\.\w+|tensor)\((.*)\)", shown)
-            try:
-                values[name] = ast.literal_eval(number[1] if number else shown)
-            except (ValueError, SyntaxError):
-                values[name] = shown
+    for name, output in outputs.items():
+        shown = output.get("data", {}).get("text/plain")
+        if shown is None:
+            continue
+        number = re.fullmatch(r"(?:np\.\w+|tensor)\((.*)\)", shown)
+        try:
+            values[name] = ast.literal_eval(number[1] if number else shown)
+        except (ValueError, SyntaxError):
+            values[name] = shown
     return values
 
 
@@ -315,9 +310,11 @@ def main() -> int:
     folder = options.out / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        executed = options.build / "_build" / "jupyter_execute" / "notebooks" / path.name
-        if executed.exists():
-            known.glued = glued_values(json.loads(executed.read_text(encoding="utf-8")))
+        glued = (
+            options.build / "_build" / "jupyter_execute" / "notebooks" / f"{path.stem}.glue.json"
+        )
+        stored = json.loads(glued.read_text(encoding="utf-8")) if glued.exists() else {}
+        known.glued = glued_values(stored)
         try:
             plain_notebook = convert(json.loads(path.read_text(encoding="utf-8")), known, source)
         except (KeyError, ValueError) as problem:

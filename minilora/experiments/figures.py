@@ -13,8 +13,8 @@ from minilora.plotting import COLORS, LINESTYLES, MARKERS, label_line
 
 #: Where an arm's name stands: offset in points, and the side of the text that faces the mark.
 PLACES = {
-    "lora": (0, 12, "center"),
-    "random": (10, 4, "left"),
+    "lora": (0, 12, "center"),  # beyond the best run
+    "random": (0, -12, "center"),  # beyond the worst
     "full": (-10, -2, "right"),
     "head": (10, -8, "left"),
     "scratch": (-10, 0, "right"),
@@ -63,7 +63,10 @@ def draw_arms(
         ax.plot([size] * len(runs), runs, ".", color=color, alpha=0.5)
         ax.plot(size, mean, MARKERS[arm.kind], color=color, markersize=9)
         dx, dy, ha = PLACES[arm.kind]
-        where = size, max(runs) if arm.kind == "lora" else mean
+        up = 1 if metric == "accuracy" else -1  # which way is better
+        ends = {"lora": max(runs, key=lambda y: up * y), "random": min(runs, key=lambda y: up * y)}
+        where = size, ends.get(arm.kind, mean)
+        dy *= up if arm.kind in ends else 1
         name = f"r = {arm.r}" if arm.kind == "lora" else arm.arm
         label_line(ax, where, name, color=color, ha=ha, offset=(dx, dy))
     low_rank = [one for one in trained if one.kind == "lora"]

@@ -128,17 +128,10 @@ def test_notebook():
     assert NOTEBOOK["cells"][1]["source"][0].startswith("SOURCE = None"), "the original stays"
 
 
-def test_glued_values_are_read_from_the_executed_notebook():
-    def output(name, shown, prefix=""):
-        about = {"name": name, "mime_prefix": prefix}
-        return {"output_type": "display_data", "metadata": {"scrapbook": about},
-                "data": {f"{prefix}text/plain": shown}}  # fmt: skip
-
-    hidden = "application/papermill.record/"
-    executed = {"cells": [{"cell_type": "code", "outputs": [
-        output("a", "0.25"), output("b", "np.float64(1.5)", hidden), output("c", "'seven'")
-    ]}]}  # fmt: skip
-    assert colab.glued_values(executed) == {"a": 0.25, "b": 1.5, "c": "seven"}
+def test_glued_values_are_read_as_numbers_or_text():
+    shown = {"a": "0.25", "b": "np.float64(1.5)", "c": "'seven'", "d": "<Figure>"}
+    stored = {name: {"data": {"text/plain": text}} for name, text in shown.items()}
+    assert colab.glued_values(stored) == {"a": 0.25, "b": 1.5, "c": "seven", "d": "<Figure>"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
