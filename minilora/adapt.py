@@ -182,7 +182,9 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def disabled(model: Model) -> Iterator[Model]:
-    """Inside, the model is the original one: no update, original biases and heads. Nests.
+    """Context manager: inside ``with disabled(model): …`` the model is the original one.
+
+    No update, original biases and heads. Nests; restores after an error.
 
     Raises:
         ValueError: There is no adapter, or it is merged and the originals were not kept.
@@ -246,10 +248,15 @@ def set_strength(model: Model, strength: float) -> Model:
 def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
     """Write every update into its weight, so that the model runs at the speed of the base.
 
+    A merged adapter does not train: ``unmerge`` first. Its ``state_dict`` holds the merged weights
+    beside A and B, and fits a merged model only; for a plain checkpoint, use
+    ``remove_lora(model, keep_update=True)``.
+
     Args:
         model: The adapted model; changed in place.
         keep_base: Keep the original weights aside, outside ``state_dict``, so that ``unmerge``
-            is exact. It costs the memory of the adapted weights once more.
+            is exact. It costs the memory of the adapted weights once more. Without them the
+            adapter can no longer be saved, unmerged or disabled: ``save`` it before.
         untie: Give a weight that is shared with another layer a copy of its own first.
 
     Raises:
@@ -323,7 +330,10 @@ def unmerge(model: Model) -> Model:
 
 @contextmanager
 def merged(model: Model, untie: bool = False) -> Iterator[Model]:
-    """``merge`` inside, ``unmerge`` after, also after an error: the weights are the same bits."""
+    """Context manager: ``with merged(model): …`` merges, and unmerges after, also after an error.
+
+    The weights come back as the same bits. Raises what ``merge`` raises.
+    """
     merge(model, untie=untie)
     try:
         yield model

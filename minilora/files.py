@@ -201,7 +201,9 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
 
     Raises:
         AdapterError: The folder is not an adapter, is damaged, or does not fit the model: the
-            message names the file, key or shape. The model is unchanged, to the bit.
+            message names the file, key or shape. The model is unchanged, to the bit. Names and
+            shapes are checked, the weights of the base are not.
+        ValueError: The model is merged or disabled at the moment.
     """
     if is_adapted(model):
         adaptation(model)

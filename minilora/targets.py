@@ -221,8 +221,9 @@ def find_copies(
         for other in [*targets, *(p for p in paths if p != path)]:
             if other == path or other.startswith(path + "."):
                 raise ValueError(
-                    f"{path!r} is in modules_to_save and so trained whole; take {other!r} out of "
-                    "targets and of modules_to_save (exclude does it)"
+                    f"{path!r} is in modules_to_save and so trained whole, but targets or "
+                    f"modules_to_save name {other!r} too. To train it whole, list it in exclude; "
+                    f"to give it an adapter, take {path!r} out of modules_to_save"
                 )
     return paths
 
