@@ -9,14 +9,24 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
 from minilora.layers import LoRALayer, TrainedCopy
+from minilora.merging import check_kept, merge
+from minilora.state import (
+    Adaptation,
+    Model,
+    adaptation,
+    check_enabled,
+    check_unmerged,
+    is_adapted,
+    lora_layers,
+    trained_copies,
+    wrappers,
+)
 from minilora.targets import (
     exactly,
     find_biases,
@@ -26,18 +36,7 @@ from minilora.targets import (
     tied_weights,
 )
 
-Model = TypeVar("Model", bound=nn.Module)
 ENCODERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
-
-
-@dataclass
-class Adaptation:
-    """What ``add_lora`` notes on the model, so that ``remove_lora`` can undo it to the letter."""
-
-    config: LoRAConfig
-    requires_grad: list[tuple[nn.Parameter, bool]]  # as it was before
-    biases: dict[str, tuple[nn.Parameter, Tensor]]  # the trained ones, with the original values
-    nested: list[nn.TransformerEncoder]  # those whose use of nested tensors was turned off
 
 
 # --- adding ---------------------------------------------------------------------------------
@@ -65,10 +64,12 @@ def add_lora(model: Model, config: LoRAConfig) -> Model:
             "(keep_update=True keeps what it learnt)"
         )
     modules, targets, copied = plan(model, config)
+    check_init(model, config, targets)
     copies = {path: make_copy(modules[path]) for path in copied}
     layers = {path: make_layer(modules[path], path, config) for path in targets}
     for layer in layers.values():
         layer.initialize(config.init)
+        add_magnitudes(layer, config)
     # What is noted on the model must pickle and fit into a file; a type or a lambda does not.
     if callable(config.targets) or callable(config.exclude):
         config = replace(config, targets=exactly(targets, modules), exclude=None)
@@ -93,10 +94,12 @@ def attach(
     originals = {name: (p, p.detach().clone()) for name, p in biases.items()}
     for bias in biases.values():
         bias.requires_grad_(True)
-    wrappers: list[LoRALayer | TrainedCopy] = [*layers.values(), *copies.values()]
-    for wrapper in wrappers:
+    new: list[LoRALayer | TrainedCopy] = [*layers.values(), *copies.values()]
+    for wrapper in new:
         wrapper.training = wrapper.base.training
-    _replace(model, [(wrapper.base, wrapper) for wrapper in wrappers])
+    for layer in layers.values():
+        _show_other(layer)  # PiSSA and OLoRA have prepared what their base is to hold
+    _replace(model, [(wrapper.base, wrapper) for wrapper in new])
     encoders = [m for m in modules.values() if isinstance(m, ENCODERS) and is_adapted(m)]
     nested = []
     for encoder in encoders:
@@ -110,8 +113,38 @@ def attach(
 
 def make_layer(module: nn.Module, path: str, config: LoRAConfig) -> LoRALayer:
     """The adapted form of one module: A and B allocated, not yet initialized."""
-    sizes = config.rank_for(path), config.alpha_for(path), config.scale_for(path), config.dropout
-    return layer_type(module)(module, *sizes)
+    kind = layer_type(module)
+    assert kind is not None  # find_targets let it through
+    return kind(
+        module,
+        config.rank_for(path),
+        config.alpha_for(path),
+        config.scale_for(path),
+        config.dropout,
+    )
+
+
+def add_magnitudes(layer: LoRALayer, config: LoRAConfig) -> None:
+    """Give the layer DoRA's magnitudes, where the config asks for them."""
+    if config.use_dora:
+        from minilora.variants.dora import DoRA
+
+        _show_other(layer)  # with PiSSA the norm is that of what the base is to hold
+        try:
+            layer.dora = DoRA(layer)
+        finally:
+            _show_other(layer)
+
+
+def check_init(model: nn.Module, config: LoRAConfig, targets: list[str]) -> None:
+    """Refuse an init that would change a weight which another layer uses too."""
+    if config.init in ("pissa", "olora", "milora"):
+        for path, others in tied_weights(model, targets).items():
+            raise ValueError(
+                f"init={config.init!r} would change the weight of {path!r}, which "
+                f"{', '.join(map(repr, others))} uses too; list it in exclude or use "
+                "init='default'"
+            )
 
 
 def make_copy(module: nn.Module) -> TrainedCopy:
@@ -128,55 +161,6 @@ def _no_fast_path(module: nn.Module, args: tuple[object, ...]) -> None:
     """
 
 
-# --- looking --------------------------------------------------------------------------------
-
-
-def adaptation(model: nn.Module) -> Adaptation:
-    """What ``add_lora`` noted.
-
-    Raises:
-        ValueError: The model has no adapter.
-    """
-    noted = model.__dict__.get("_minilora")
-    if noted is None:
-        if is_adapted(model):
-            raise ValueError("this is not the module that add_lora was given; pass that one")
-        raise ValueError("the model has no adapter; call minilora.add_lora first")
-    return noted
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether there is an adapter anywhere in the model."""
-    return any(isinstance(m, (LoRALayer, TrainedCopy)) for m in model.modules())
-
-
-def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
-    """{path: layer} of the adapted layers, in the model's order; empty without an adapter."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
-
-
-def trained_copies(model: nn.Module) -> dict[str, TrainedCopy]:
-    """{path: wrapper} of the modules that ``modules_to_save`` named."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, TrainedCopy)}
-
-
-def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Everything that the adapter trains: A and B, and the biases and copies of the config.
-
-    Returns:
-        A list for an optimizer, without duplicates, in the model's order.
-
-    Raises:
-        ValueError: The model has no adapter.
-    """
-    noted = adaptation(model)
-    parameters = [p for layer in lora_layers(model).values() for p in (layer.A, layer.B)]
-    parameters += [bias for bias, _ in noted.biases.values()]
-    for wrapper in trained_copies(model).values():
-        parameters += wrapper.tuned.parameters()
-    return list(dict.fromkeys(parameters))
-
-
 # --- switching ------------------------------------------------------------------------------
 
 
@@ -190,29 +174,32 @@ def disabled(model: Model) -> Iterator[Model]:
         ValueError: There is no adapter, or it is merged and the originals were not kept.
     """
     noted = adaptation(model)
-    layers, wrappers = list(lora_layers(model).values()), _all_wrappers(model)
-    outermost = not any(w.off for w in wrappers)
-    merged_now = [layer for layer in layers if layer.merged]
+    parts, layers = wrappers(model), list(lora_layers(model).values())
+    outermost = not any(part.off for part in parts)
     if outermost:
-        _check_kept(layers)
-        for layer in merged_now:
-            _swap_weight(layer)
+        check_kept(layers, 0)
+        for layer in layers:
+            _show_other(layer)
         _swap_biases(noted)
-    for w in wrappers:
-        w.off += 1
+    for part in parts:
+        part.off += 1
     try:
         yield model
     finally:
-        for w in wrappers:
-            w.off -= 1
+        for part in parts:
+            part.off -= 1
         if outermost:
             _swap_biases(noted)
-            for layer in merged_now:
-                _swap_weight(layer)
+            for layer in layers:
+                _show_other(layer)
 
 
-def _all_wrappers(model: nn.Module) -> list[LoRALayer | TrainedCopy]:
-    return [m for m in model.modules() if isinstance(m, (LoRALayer, TrainedCopy))]
+def _show_other(layer: LoRALayer) -> None:
+    """Exchange ``base.weight`` and the first weight that is kept, which then is W₀, if any is."""
+    if layer._kept:
+        first = layer._kept[0]
+        assert first is not None
+        layer._kept[0] = layer.exchange(first)
 
 
 def _swap_biases(noted: Adaptation) -> None:
@@ -226,10 +213,12 @@ def _swap_biases(noted: Adaptation) -> None:
 def set_strength(model: Model, strength: float) -> Model:
     """Multiply every scale by ``strength``: 1 is as trained, 0 the base, between them a blend.
 
-    For inference; a second call replaces the first. Trained biases and copies do not change.
+    For inference; a second call replaces the first. Trained biases, copies and the magnitudes of
+    DoRA do not change.
 
     Raises:
-        ValueError: No adapter, ``strength`` is not finite, or the adapter is merged.
+        ValueError: No adapter, ``strength`` is not finite, the adapter is merged, or it began as
+            a part of the weights (PiSSA, OLoRA, MiLoRA).
     """
     adaptation(model)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
@@ -237,142 +226,15 @@ def set_strength(model: Model, strength: float) -> Model:
     if not math.isfinite(strength):
         raise ValueError(f"strength must be finite, but is {strength}")
     check_unmerged(model, "set_strength")
+    if any(layer.start is not None for layer in lora_layers(model).values()):
+        raise ValueError(
+            f"init={adaptation(model).config.init!r} made A and B a part of the weights, so "
+            "scaling them does not lead back to the base; save the adapter and load it again, "
+            "which makes it a plain one"
+        )
     for layer in lora_layers(model).values():
         layer.strength = float(strength)
     return model
-
-
-# --- merging --------------------------------------------------------------------------------
-
-
-def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
-    """Write every update into its weight, so that the model runs at the speed of the base.
-
-    A merged adapter does not train: ``unmerge`` first. Its ``state_dict`` holds the merged weights
-    beside A and B, and fits a merged model only; for a plain checkpoint, use
-    ``remove_lora(model, keep_update=True)``.
-
-    Args:
-        model: The adapted model; changed in place.
-        keep_base: Keep the original weights aside, outside ``state_dict``, so that ``unmerge``
-            is exact. It costs the memory of the adapted weights once more. Without them the
-            adapter can no longer be saved, unmerged or disabled: ``save`` it before.
-        untie: Give a weight that is shared with another layer a copy of its own first.
-
-    Raises:
-        ValueError: No adapter, merged already, a shared weight without ``untie``, or an update
-            that is not finite. The model is unchanged.
-    """
-    adaptation(model)
-    check_unmerged(model, "merge")
-    check_enabled(model, "merge")
-    layers = lora_layers(model)
-    for path, layer in layers.items():
-        if not isinstance(layer.weight, nn.Parameter):
-            raise ValueError(
-                f"the weight of {path!r} is computed, by a parametrization or a hook, so nothing "
-                "can be merged into it; take that off before add_lora"
-            )
-    tied = tied_weights(model, layers)
-    if tied and not untie:
-        path, others = next(iter(tied.items()))
-        raise ValueError(
-            f"the weight of {path!r} is shared with {', '.join(map(repr, others))}: merging would "
-            "change that too. merge(model, untie=True) gives the adapted layer a weight of its own"
-        )
-    for path, layer in layers.items():
-        if not torch.isfinite(_merged_weight(layer)).all():
-            raise ValueError(
-                f"merging {path!r} would give NaN or infinity in {layer.weight.dtype}; "
-                "training diverged: lower the learning rate and train again"
-            )
-    done: list[LoRALayer] = []
-    try:
-        for path, layer in layers.items():
-            weight, new = layer.weight, _merged_weight(layer)
-            if path in tied:
-                layer._kept = [weight]
-                layer.base.weight = nn.Parameter(new, requires_grad=False)
-            else:
-                layer._kept = [weight.data] if keep_base else []
-                weight.data = new
-            layer.merged = True
-            done.append(layer)
-    except BaseException:  # out of memory, or a key pressed: back to where it was, if it was kept
-        if keep_base:
-            for layer in done:
-                _unmerge_layer(layer)
-        raise
-    return model
-
-
-def _merged_weight(layer: LoRALayer) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return (layer.weight + layer.delta()).to(layer.weight.dtype)
-
-
-def unmerge(model: Model) -> Model:
-    """Take the updates out of the weights again: the originals come back, bit for bit.
-
-    Raises:
-        ValueError: The model is not merged, or was merged with ``keep_base=False``.
-    """
-    adaptation(model)
-    check_enabled(model, "unmerge")
-    layers = [layer for layer in lora_layers(model).values() if layer.merged]
-    if not layers:
-        raise ValueError("the model is not merged, so there is nothing to unmerge")
-    _check_kept(layers)
-    for layer in layers:
-        _unmerge_layer(layer)
-    return model
-
-
-@contextmanager
-def merged(model: Model, untie: bool = False) -> Iterator[Model]:
-    """Context manager: ``with merged(model): …`` merges, and unmerges after, also after an error.
-
-    The weights come back as the same bits. Raises what ``merge`` raises.
-    """
-    merge(model, untie=untie)
-    try:
-        yield model
-    finally:
-        if any(layer.merged for layer in lora_layers(model).values()):
-            unmerge(model)
-
-
-def _unmerge_layer(layer: LoRALayer) -> None:
-    _swap_weight(layer)
-    layer._kept = []
-    layer.merged = False
-
-
-def _swap_weight(layer: LoRALayer) -> None:
-    weight, kept = layer.weight, layer._kept[0]
-    if isinstance(kept, nn.Parameter):  # untied: the whole parameter was exchanged
-        layer.base.weight, layer._kept = kept, [weight]
-    else:
-        layer._kept = [weight.data]
-        weight.data = kept.to(weight.device, weight.dtype)
-
-
-def _check_kept(layers: list[LoRALayer]) -> None:
-    if any(layer.merged and not layer._kept for layer in layers):
-        raise ValueError(
-            "the model was merged with keep_base=False, so the original weights are gone; "
-            "load the base model again"
-        )
-
-
-def check_unmerged(model: nn.Module, what: str) -> None:
-    if any(layer.merged for layer in lora_layers(model).values()):
-        raise ValueError(f"{what} needs an adapter that is not merged; call minilora.unmerge first")
-
-
-def check_enabled(model: nn.Module, what: str) -> None:
-    if any(w.off for w in _all_wrappers(model)):
-        raise ValueError(f"{what} was called inside disabled(model); call it outside")
 
 
 # --- removing -------------------------------------------------------------------------------
@@ -396,10 +258,11 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
         if not any(layer.merged for layer in layers):
             merge(model, untie=untie)
     else:
-        _check_kept(layers)
+        check_kept(layers, 0)
         for layer in layers:
-            if layer.merged:
-                _unmerge_layer(layer)
+            _show_other(layer)
+            layer._kept = []
+            layer.merged = False
         _swap_biases(noted)
     copies = list(trained_copies(model).values())
     back: list[tuple[nn.Module, nn.Module]] = [(layer, layer.base) for layer in layers]

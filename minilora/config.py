@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Targets = str | Sequence[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 
-INITS = ("default", "gaussian")
+INITS = ("default", "gaussian", "pissa", "olora", "milora")
 SCALINGS = ("standard", "rslora")
 BIASES = ("none", "all", "lora_only")
 
@@ -38,9 +38,10 @@ class LoRAConfig:
             Embeddings have no such input and ignore it.
         scaling: ``"standard"`` multiplies BA by alpha / r [1], ``"rslora"`` by
             alpha / sqrt(r) [2].
-        init: ``"default"``: for a linear layer A uniform in ±1/sqrt(d_in), for an embedding B
-            normal; ``"gaussian"``: for a linear layer A normal with standard deviation 1/r. The
-            other factor is zero, so an adapter changes nothing before it is trained. A callable
+        init: ``"default"``: A uniform in ±1/sqrt(d_in) and B zero, in an embedding A zero and B
+            normal; ``"gaussian"``: A normal with standard deviation 1/r. One factor is zero, so
+            an adapter changes nothing before it is trained. ``"pissa"``, ``"olora"``,
+            ``"milora"``: see :mod:`minilora.variants.initializers`. A callable
             gets the new layer and fills ``layer.A`` and ``layer.B`` in place.
         bias: ``"none"`` trains no bias, ``"all"`` every bias of the model, ``"lora_only"`` the
             biases of the adapted layers.
@@ -49,7 +50,7 @@ class LoRAConfig:
         alpha_pattern: The same for alpha.
         modules_to_save: Names of modules that are trained whole beside the adapters, as a new
             output head is. The originals are kept.
-        use_dora: Weight-decomposed updates. Not supported yet: only False is taken.
+        use_dora: Weight-decomposed updates: see :mod:`minilora.variants.dora`.
 
     Raises:
         TypeError, ValueError: A setting makes no sense. The message names it, says what was
@@ -94,8 +95,8 @@ class LoRAConfig:
         _check_choice("bias", self.bias, BIASES)
         if not callable(self.init):
             _check_choice("init", self.init, INITS)
-        if self.use_dora is not False:
-            raise ValueError(f"use_dora={self.use_dora!r} is not supported; leave it at False")
+        if not isinstance(self.use_dora, bool):
+            raise TypeError(f"use_dora must be True or False, but is {self.use_dora!r}")
         for name in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name)
             if not isinstance(pattern, Mapping):

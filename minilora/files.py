@@ -1,44 +1,42 @@
-"""Saving and loading adapters in PEFT's format: a JSON config and a safetensors file.
+"""Saving and loading adapters in PEFT's format: its keys, its settings, and what they mean here.
 
-A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. PEFT reads what ``save``
-writes, and ``load`` reads what PEFT writes. No pickle is read, ever.
-
-The safetensors file also carries the config, and an id that both files share. So a save that was
-killed between the two files can be told from a config that somebody edited by hand: equal ids,
-the config file holds; different ids, the config inside the safetensors file does.
+PEFT reads what ``save`` writes, and ``load`` reads what PEFT writes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from minilora.adapt import (
-    adaptation,
+    add_magnitudes,
     attach,
-    check_enabled,
-    check_unmerged,
+    check_init,
     disabled,
-    is_adapted,
-    lora_layers,
     make_copy,
     make_layer,
     remove_lora,
-    trained_copies,
 )
 from minilora.config import LoRAConfig
+from minilora.folder import CONFIG_FILE, TENSOR_FILE, AdapterError, read_folder, write_folder
 from minilora.layers import LoRAEmbedding, LoRALayer
+from minilora.state import (
+    Model,
+    adaptation,
+    check_enabled,
+    check_unmerged,
+    is_adapted,
+    lora_layers,
+    trained_copies,
+)
 from minilora.targets import (
     exactly,
     find_biases,
@@ -48,10 +46,6 @@ from minilora.targets import (
     original_modules,
 )
 
-Model = TypeVar("Model", bound=nn.Module)
-
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 # Settings of PEFT's config that say nothing about what the adapter computes.
@@ -61,12 +55,9 @@ HARMLESS = {
     *("lora_ga_config", "loftq_config", "layers_pattern", "runtime_config", "fan_in_fan_out"),
     "ensure_weight_tying",
 }
-# Initialisations that leave the base weights alone, so that the tensors say everything.
-KNOWN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-
-class AdapterError(ValueError):
-    """A folder that cannot be loaded, or an adapter that cannot be saved, and why."""
+# Initialisations that leave the base weights alone, so that the tensors say everything, and
+# those that change them in a way that can be repeated.
+KNOWN_INITS = (True, False, None, "gaussian", "pissa", "olora", "eva", "orthogonal")
 
 
 # --- saving ---------------------------------------------------------------------------------
@@ -94,38 +85,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise AdapterError(f"{key} holds NaN or infinity: training diverged; not saved")
-    config = _to_peft(model, noted.config)
-    content = json.dumps(config, sort_keys=True).encode() + safetensors.torch.save(tensors)
-    config["auto_mapping"]["minilora_id"] = hashlib.sha256(content).hexdigest()[:16]
-    text = json.dumps(config, indent=2, sort_keys=True)
-    metadata = {"format": "pt", CONFIG_FILE: text}
-
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (TENSOR_FILE, CONFIG_FILE):
-        for left_over in folder.glob(f".{name}.*.tmp"):  # of a save that was killed
-            left_over.unlink(missing_ok=True)
-    _write(folder / TENSOR_FILE, safetensors.torch.save(tensors, metadata=metadata))
-    _write(folder / CONFIG_FILE, text.encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file in one step, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened to be flushed
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_folder(Path(path), _to_peft(model, _as_saved(model, noted.config)), tensors)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -133,7 +93,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for path, layer in layers.items():
         a, b = _factor_names(layer)
-        named[f"{path}.{a}"], named[f"{path}.{b}"] = layer.A, layer.B
+        named[f"{path}.{a}"], named[f"{path}.{b}"] = layer.factors()
+        if layer.dora is not None:
+            named[f"{path}.lora_magnitude_vector"] = layer.dora.magnitude
     for name, (bias, _) in adaptation(model).biases.items():
         named[_bias_key(name, layers)] = bias
     for path, wrapper in trained_copies(model).items():
@@ -152,6 +114,21 @@ def _factor_names(layer: LoRALayer) -> tuple[str, str]:
 def _bias_key(name: str, layers: Mapping[str, object]) -> str:
     path = name.removesuffix("bias").removesuffix(".")
     return f"{path}.base_layer.bias" if path in layers else name
+
+
+def _as_saved(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    """The config of the plain LoRA that is written: of rank 2r, where A and B began inside W₀."""
+    if all(layer.start is None for layer in lora_layers(model).values()):
+        return config
+    more = 2**0.5 if config.scaling == "rslora" else 2  # the scale stays what it is
+    return replace(
+        config,
+        init="default",
+        r=2 * config.r,
+        alpha=more * config.alpha,
+        rank_pattern={key: 2 * r for key, r in config.rank_pattern.items()},
+        alpha_pattern={key: more * alpha for key, alpha in config.alpha_pattern.items()},
+    )
 
 
 def _to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
@@ -175,6 +152,7 @@ def _to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
         "bias": config.bias,
         "fan_in_fan_out": False,
         "use_rslora": config.scaling == "rslora",
+        "use_dora": config.use_dora,
         "rank_pattern": dict(config.rank_pattern),
         "alpha_pattern": dict(config.alpha_pattern),
         "modules_to_save": list(config.modules_to_save) or None,
@@ -209,7 +187,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         adaptation(model)
         check_unmerged(model, "load")
         check_enabled(model, "load")
-    settings, tensors = _read(Path(path))
+    settings, tensors = read_folder(Path(path))
     modules = original_modules(model)
     parts, rest = _group(tensors)
     for key in parts:
@@ -219,7 +197,8 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
                 "is it the base model that the adapter was trained on?"
             )
     config = _from_peft(settings, exactly(list(parts), modules))
-    layers = _fitted_layers(model, modules, config, parts)
+    with disabled(model) if is_adapted(model) else nullcontext():  # the base with its own weights
+        layers = _fitted_layers(model, modules, config, parts)
     try:
         copied = find_copies(modules, config, layers)
     except ValueError as error:
@@ -256,51 +235,6 @@ def _repeats_base(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) ->
     return own is not None and torch.equal(own.cpu(), tensor.to(own.dtype))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors of one and the same state of the folder."""
-    tensor_file, config_file = folder / TENSOR_FILE, folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise AdapterError(f"{folder} is not a folder; give the one that holds {CONFIG_FILE}")
-    if not tensor_file.is_file():
-        pickled = (folder / "adapter_model.bin").exists()
-        hint = "; adapter_model.bin is a pickle, which can run code, and is not read" * pickled
-        raise AdapterError(f"{folder} holds no {TENSOR_FILE}{hint}")
-    try:
-        with safetensors.safe_open(tensor_file, framework="pt") as file:
-            metadata = file.metadata() or {}
-            keys = list(file.keys())
-            tensors = {key: file.get_tensor(key) for key in keys}
-    except Exception as error:  # the library raises several kinds for damaged files
-        raise AdapterError(f"{tensor_file} is damaged or cannot be read: {error}") from error
-    inside = metadata.get(CONFIG_FILE)
-    if config_file.is_file():
-        settings = _json(config_file.read_bytes(), str(config_file))
-        if inside is not None:
-            own = _json(inside.encode(), f"the config inside {tensor_file}")
-            if _identity(own) != _identity(settings):  # a save was killed between the two files
-                settings = own
-    elif inside is not None:
-        settings = _json(inside.encode(), f"the config inside {tensor_file}")
-    else:
-        raise AdapterError(f"{folder} holds no {CONFIG_FILE}")
-    return settings, tensors
-
-
-def _json(text: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{name} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise AdapterError(f"{name} must hold a JSON object, but holds a {type(value).__name__}")
-    return value
-
-
-def _identity(settings: dict[str, Any]) -> object:
-    mapping = settings.get("auto_mapping")
-    return mapping.get("minilora_id") if isinstance(mapping, dict) else None
-
-
 def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
     """The config of PEFT's settings; where they name no targets, those ``found`` in the file."""
     settings = dict(settings)
@@ -316,12 +250,13 @@ def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
     init = settings.pop("init_lora_weights", True)
     if init not in KNOWN_INITS:
         raise AdapterError(
-            f"{CONFIG_FILE}: init_lora_weights={init!r} changes the base weights, so the tensors "
-            "alone do not tell the update; convert the adapter to plain LoRA with PEFT first"
+            f"{CONFIG_FILE}: init_lora_weights={init!r} changes the base weights in a way that "
+            "cannot be repeated from the file; convert the adapter to plain LoRA with PEFT first"
         )
-    rslora = settings.pop("use_rslora", None) or False
-    if not isinstance(rslora, bool):
-        raise AdapterError(f"{CONFIG_FILE}: use_rslora must be true or false, but is {rslora!r}")
+    flags = {name: settings.pop(name, None) or False for name in ("use_rslora", "use_dora")}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise AdapterError(f"{CONFIG_FILE}: {name} must be true or false, but is {flag!r}")
     try:
         config = LoRAConfig(
             r=settings.pop("r"),
@@ -329,8 +264,9 @@ def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
             targets=settings.pop("target_modules", None) or found,
             exclude=settings.pop("exclude_modules", None) or None,
             dropout=settings.pop("lora_dropout", 0.0),
-            scaling="rslora" if rslora else "standard",
-            init="gaussian" if init == "gaussian" else "default",
+            scaling="rslora" if flags["use_rslora"] else "standard",
+            init=init if init in ("gaussian", "pissa", "olora") else "default",
+            use_dora=flags["use_dora"],
             bias=settings.pop("bias", "none"),
             rank_pattern=settings.pop("rank_pattern", None) or {},
             alpha_pattern=settings.pop("alpha_pattern", None) or {},
@@ -350,7 +286,9 @@ def _group(
     tensors: dict[str, Tensor],
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """({module path: {"A": …, "B": …}}, everything else), names as the model has them."""
-    factor = re.compile(r"(.+)\.lora_(?:embedding_)?(A|B)(?:\.default)?(?:\.weight)?")
+    factor = re.compile(
+        r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?"
+    )
     parts: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -375,6 +313,7 @@ def _fitted_layers(
     """A finished layer for each target, or an error that names what is missing or too much."""
     try:
         expected = find_targets(model, config)
+        check_init(model, config, expected)
     except ValueError as error:
         raise AdapterError(f"{CONFIG_FILE} does not fit the model: {error}") from None
     for path in parts:
@@ -385,16 +324,25 @@ def _fitted_layers(
     layers = {}
     for path in expected:
         found = parts.get(path, {})
-        shapes = layer_type(modules[path]).shapes(modules[path], config.rank_for(path))
-        for name, shape in zip("AB", shapes, strict=True):
+        kind = layer_type(modules[path])
+        assert kind is not None  # find_targets let it through
+        shapes = kind.shapes(modules[path], config.rank_for(path))
+        names = ["A", "B", "magnitude_vector"] if config.use_dora else ["A", "B"]
+        for name in dict.fromkeys([*names, *found]):
             if name not in found:
                 raise AdapterError(
                     f"target_modules names {path!r}, but the file has no {name} for it"
                 )
+            if name not in names:
+                raise AdapterError(f"the file has a {name} for {path!r}, but use_dora is not set")
+        for name, shape in zip("AB", shapes, strict=True):
             _check_shape(f"{path}: {name}", found[name], shape)  # before anything is allocated
         layer = make_layer(modules[path], path, config)
-        layer.A.data = _checked(f"{path}: A", found["A"], layer.A)
-        layer.B.data = _checked(f"{path}: B", found["B"], layer.B)
+        if config.init in ("pissa", "olora"):  # the file says what A and B became, not the rest
+            layer.initialize(config.init)
+        add_magnitudes(layer, config)
+        for name, parameter in zip(names, layer.trained(), strict=True):
+            parameter.data = _checked(f"{path}: {name}", found[name], parameter)
         layers[path] = layer
     return layers
 

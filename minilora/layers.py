@@ -1,22 +1,29 @@
 """The adapted layers: the original module as ``base``, and a low-rank update beside it.
 
-Shapes, for rank r, are those of PEFT:
+Shapes, for rank r and a kernel of k (× k) weights, are those of PEFT:
 
-    layer        base.weight     A            B          delta()
-    Linear       (out, in)       (r, in)      (out, r)   (out, in)  = scale · B A
-    Embedding    (vocab, dim)    (r, vocab)   (dim, r)   (vocab, dim) = scale · (B A)ᵀ
+    layer        base.weight      A               B             delta()
+    Linear       (out, in)        (r, in)         (out, r)      scale · B A
+    HFConv1D     (in, out)        (r, in)         (out, r)      scale · (B A)ᵀ
+    Embedding    (vocab, dim)     (r, vocab)      (dim, r)      scale · (B A)ᵀ
+    Conv         (out, in, k, k)  (r, in, k, k)   (out, r, 1, 1)  scale · B A, over r
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+if TYPE_CHECKING:
+    from minilora.variants.dora import DoRA
+
+Shape = tuple[int, ...]
 
 _textbook_depth = 0
 
@@ -38,18 +45,27 @@ def textbook() -> Iterator[None]:
         _textbook_depth -= 1
 
 
+def in_textbook() -> bool:
+    """Whether a ``textbook`` context is open."""
+    return _textbook_depth > 0
+
+
 class LoRALayer(nn.Module):
     """What the adapted layers share: the base, the factors A and B, and whether they count.
 
     Attributes:
-        base: The original module, untouched and frozen.
+        base: The original module, frozen.
         A, B: The trainable factors (shapes above).
         r: Rank. ``alpha``: as configured. ``dropout``: probability, in training only.
         scale: Factor of the update: alpha / r or alpha / sqrt(r), times ``strength``.
         merged: Whether ``base.weight`` holds the update at the moment.
+        start: Copies of A and B as they began, where they began as a part of W₀ (PiSSA, OLoRA).
+            ``base.weight`` then holds W₀ without that part.
+        dora: The magnitudes of a weight-decomposed layer, or None.
     """
 
-    base: nn.Module
+    out_axis = 0  # which axis of base.weight counts the outputs
+    base: Any
     A: nn.Parameter
     B: nn.Parameter
 
@@ -62,7 +78,11 @@ class LoRALayer(nn.Module):
         self.strength = 1.0
         self.off = 0  # how many `disabled` contexts are open
         self.merged = False
-        self._kept: list[Tensor] = []  # W₀ while merged; in a list, so not in state_dict
+        self.start: tuple[Tensor, Tensor] | None = None
+        self.dora: DoRA | None = None
+        # What base.weight held before, W₀ first: one entry for PiSSA or OLoRA, one more while
+        # merged; None where it was not kept. In a list, so not in state_dict.
+        self._kept: list[Tensor | None] = []
 
         weight = self.weight
         # Half precision is too coarse to add up small steps, so its adapters are float32.
@@ -72,10 +92,26 @@ class LoRALayer(nn.Module):
         self.A = nn.Parameter(torch.empty(a_shape, dtype=dtype, device=weight.device))
         self.B = nn.Parameter(torch.empty(b_shape, dtype=dtype, device=weight.device))
 
+    # What a type of layer defines:
+
     @staticmethod
-    def shapes(base: Any, r: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shapes(base: Any, r: int) -> tuple[Shape, Shape]:
         """The shapes of A and B for ``base`` at rank r."""
         raise NotImplementedError
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What a base with this weight and bias computes from x."""
+        raise NotImplementedError
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """B A x, without the scale."""
+        raise NotImplementedError
+
+    # What they share:
+
+    @property
+    def scale(self) -> float:
+        return self.scaling * self.strength
 
     def initialize(self, init: str | Callable[[LoRALayer], None]) -> None:
         """Fill A and B as ``LoRAConfig.init`` says. A callable's result is checked for shape."""
@@ -84,6 +120,10 @@ class LoRALayer(nn.Module):
             self._default_init(gaussian=init == "gaussian")
             if callable(init):
                 init(self)
+            elif init not in ("default", "gaussian"):
+                from minilora.variants import initializers
+
+                initializers.fill(self, init)
         if (self.A.shape, self.B.shape) != shapes:
             raise ValueError(
                 f"init changed the shapes of A and B from {tuple(shapes[0])} and "
@@ -92,15 +132,101 @@ class LoRALayer(nn.Module):
             )
 
     def _default_init(self, gaussian: bool) -> None:
-        raise NotImplementedError
+        if gaussian:
+            nn.init.normal_(self.A, std=1 / self.r)
+        else:
+            bound = max(1, self.A[0].numel()) ** -0.5
+            nn.init.uniform_(self.A, -bound, bound)
+        nn.init.zeros_(self.B)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The adapter's parameters: A and B, and with DoRA the magnitudes."""
+        return [self.A, self.B] + ([self.dora.magnitude] if self.dora is not None else [])
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the plain LoRA that adds the same update to the original W₀."""
+        if self.start is None:
+            return self.A, self.B
+        A, B = (start.to(self.A.device, self.A.dtype) for start in self.start)
+        return torch.cat([self.A, A]), torch.cat([self.B, -B], dim=1)
+
+    def product(self) -> Tensor:
+        """scale · B A, in the shape of ``base.weight``."""
+        BA = (self.B.flatten(1) @ self.A.flatten(1)).view(len(self.B), *self.A.shape[1:])
+        return BA.transpose(0, self.out_axis) * self.scale
+
+    def new_weight(self) -> Tensor:
+        """The weight with the update in it, before it is rounded to the weight's own type."""
+        return self.weight + self.product() if self.dora is None else self.dora.weight(self)
 
     def delta(self) -> Tensor:
         """The update that the adapter adds to ``base.weight``, in the weight's own shape."""
-        raise NotImplementedError
+        return self.product() if self.dora is None else self.new_weight() - self.weight
 
-    @property
-    def scale(self) -> float:
-        return self.scaling * self.strength
+    def exchange(self, new: Tensor) -> Tensor:
+        """Put ``new`` in the place of ``base.weight`` and return what was there."""
+        old = self.weight
+        if isinstance(new, nn.Parameter):  # a shared weight is exchanged whole
+            self.base.weight = new
+            return old
+        kept = old.data
+        # Exchanging the tensor behind a parameter keeps every other hold on the parameter.
+        old.data = new.to(old.device, old.dtype)
+        return kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        if self.off or self.merged:
+            y: Tensor = self.base(x)
+            return y
+        if self.dora is not None:
+            return self.dora(self, x)
+        return self._fast(x) if self._fast_is_safe(x) else self._textbook(x)
+
+    def _textbook(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        x, A, B = self.same_dtype(x)
+        return (y + self.low_rank(self.drop(x), A, B) * self.scale).to(y.dtype)
+
+    def _fast(self, x: Tensor) -> Tensor:
+        # The base's output is fresh, so the update can be added into it: no second tensor of its
+        # size. Scaling the narrow (N, r) product costs less than scaling the wide (N, out) one,
+        # and from a contiguous Bᵀ autograd computes B's gradient in the order that is quick.
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        y = self.apply_weight(flat, self.base.weight, self.base.bias)  # (N, out)
+        narrow = self.drop(flat) @ self.A.T  # (N, r)
+        y.addmm_(narrow * self.scale, self.B.T.contiguous())
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _fast_is_safe(self, x: Tensor) -> bool:
+        if _textbook_depth or torch.compiler.is_compiling():
+            return False
+        base = self.base
+        return (
+            self._base_is_plain()
+            and type(x) is Tensor
+            and not x.is_nested
+            and x.dim() > 1
+            and x.numel() > 0
+            and x.dtype == base.weight.dtype == self.A.dtype
+            and not torch._C._is_any_autocast_enabled()
+            and not _has_hooks(base)
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def _base_is_plain(self) -> bool:
+        return False
+
+    def drop(self, x: Tensor) -> Tensor:
+        """The adapter's input, in training with dropout."""
+        return F.dropout(x, self.dropout, self.training)
+
+    def same_dtype(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, A and B in one type, so that they can be multiplied."""
+        # Casting the small factors down spares a float32 copy of x in every layer.
+        if _textbook_depth:
+            return x.to(self.A.dtype), self.A, self.B
+        return x, self.A.to(x.dtype), self.B.to(x.dtype)
 
     def __getattr__(self, name: str) -> Any:
         # Code that reads `layer.weight` or `layer.in_features` must find what the base has.
@@ -126,65 +252,77 @@ class LoRALinear(LoRALayer):
     base: nn.Linear
 
     @staticmethod
-    def shapes(base: nn.Linear, r: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shapes(base: nn.Linear, r: int) -> tuple[Shape, Shape]:
         """A is (r, in), B is (out, r)."""
         return (r, base.in_features), (base.out_features, r)
 
-    def _default_init(self, gaussian: bool) -> None:
-        if gaussian:
-            nn.init.normal_(self.A, std=1 / self.r)
-        else:
-            bound = max(1, self.base.in_features) ** -0.5
-            nn.init.uniform_(self.A, -bound, bound)
-        nn.init.zeros_(self.B)
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(…, in) → (…, out): x Wᵀ + b."""
+        return F.linear(x, weight, bias)
 
-    def delta(self) -> Tensor:
-        """scale · B A, of shape (out, in)."""
-        return (self.B @ self.A) * self.scale
-
-    def forward(self, x: Tensor) -> Tensor:
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        if self.off or self.merged:
-            y: Tensor = self.base(x)
-            return y
-        return self._fast(x) if self._fast_is_safe(x) else self._textbook(x)
+        return F.linear(F.linear(x, A), B)
 
-    def _textbook(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        x, A, B = self._same_dtype(x)
-        x = F.dropout(x, self.dropout, self.training)
-        return (y + F.linear(F.linear(x, A), B) * self.scale).to(y.dtype)
+    def _base_is_plain(self) -> bool:
+        return type(self.base) is nn.Linear
 
-    def _fast(self, x: Tensor) -> Tensor:
-        # The base's output is fresh, so the update can be added into it: no second tensor of its
-        # size. Scaling the narrow (N, r) product costs less than scaling the wide (N, out) one.
-        flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        y = F.linear(flat, self.base.weight, self.base.bias)  # (N, out)
-        narrow = F.dropout(flat, self.dropout, self.training) @ self.A.T  # (N, r)
-        y.addmm_(narrow * self.scale, self.B.T)
-        return y.view(*x.shape[:-1], y.shape[-1])
 
-    def _fast_is_safe(self, x: Tensor) -> bool:
-        if _textbook_depth or torch.compiler.is_compiling():
-            return False
-        base = self.base
-        return (
-            type(base) is nn.Linear
-            and type(x) is Tensor
-            and not x.is_nested
-            and x.dim() > 1
-            and x.numel() > 0
-            and x.dtype == base.weight.dtype == self.A.dtype
-            and not torch._C._is_any_autocast_enabled()
-            and not _has_hooks(base)
-            and not torch._C._are_functorch_transforms_active()
-        )
+class LoRAHFConv1D(LoRALayer):
+    """A Hugging Face ``Conv1D`` with a low-rank update: y = W₀ᵀx + b + scale · B A x.
 
-    def _same_dtype(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Casting the small factors down spares a float32 copy of x in every layer.
-        if _textbook_depth:
-            return x.to(self.A.dtype), self.A, self.B
-        return x, self.A.to(x.dtype), self.B.to(x.dtype)
+    It is a linear layer whose weight is (in, out); GPT-2 is built of them.
+    Shapes: (…, in) → (…, out).
+    """
+
+    out_axis = 1
+
+    @staticmethod
+    def shapes(base: Any, r: int) -> tuple[Shape, Shape]:
+        """A is (r, in), B is (out, r)."""
+        d_in, d_out = base.weight.shape
+        return (r, d_in), (d_out, r)
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(…, in) → (…, out): x W + b."""
+        return F.linear(x, weight.T, bias)
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return F.linear(F.linear(x, A), B)
+
+    def _base_is_plain(self) -> bool:
+        return is_hf_conv1d(self.base)
+
+
+def is_hf_conv1d(module: nn.Module) -> bool:
+    """Whether ``module`` is a ``Conv1D`` of transformers, which is not imported to find out."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+class LoRAConv(LoRALayer):
+    """An ``nn.Conv1d`` or ``nn.Conv2d``: a convolution to r channels, then one by 1 to the outputs.
+
+    Shapes: (N, in, …) → (N, out, …), or without N. The first convolution, A, has the base's
+    kernel, stride and padding; the second, B, mixes channels only.
+    """
+
+    base: nn.Conv1d | nn.Conv2d
+
+    @staticmethod
+    def shapes(base: nn.Conv1d | nn.Conv2d, r: int) -> tuple[Shape, Shape]:
+        """A is (r, in, k, k), B is (out, r, 1, 1); for Conv1d with one k and one 1."""
+        return (r, *base.weight.shape[1:]), (base.out_channels, r, *[1] * len(base.kernel_size))
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(N, in, …) → (N, out, …)."""
+        return self.base._conv_forward(x, weight, bias)
+
+    def low_rank(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """(N, in, …) → (N, out, …)."""
+        convolve = F.conv1d if B.dim() == 3 else F.conv2d
+        return convolve(self.apply_weight(x, A), B)
 
 
 class LoRAEmbedding(LoRALayer):
@@ -194,10 +332,11 @@ class LoRAEmbedding(LoRALayer):
     in a linear layer, so that looking up a token costs one column of A.
     """
 
+    out_axis = 1
     base: nn.Embedding
 
     @staticmethod
-    def shapes(base: nn.Embedding, r: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shapes(base: nn.Embedding, r: int) -> tuple[Shape, Shape]:
         """A is (r, vocab), B is (dim, r)."""
         return (r, base.num_embeddings), (base.embedding_dim, r)
 
@@ -205,18 +344,19 @@ class LoRAEmbedding(LoRALayer):
         nn.init.zeros_(self.A)
         nn.init.normal_(self.B)
 
-    def delta(self) -> Tensor:
-        """scale · (B A)ᵀ, of shape (vocab, dim)."""
-        return (self.B @ self.A).T * self.scale
-
-    def forward(self, ids: Tensor) -> Tensor:
+    def low_rank(self, ids: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """Integers (…) → (…, dim)."""
-        y: Tensor = self.base(ids)
-        if self.off or self.merged:
-            return y
         by_count = self.base.scale_grad_by_freq
-        A = F.embedding(ids, self.A.T, self.base.padding_idx, scale_grad_by_freq=by_count)  # (…, r)
-        return (y + (A @ self.B.T) * self.scale).to(y.dtype)
+        columns = F.embedding(ids, A.T, self.base.padding_idx, scale_grad_by_freq=by_count)
+        return columns @ B.T  # (…, r) → (…, dim)
+
+    def drop(self, ids: Tensor) -> Tensor:
+        """Tokens cannot be zeroed in part: no dropout."""
+        return ids
+
+    def same_dtype(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Integers select, and are not multiplied."""
+        return ids, self.A, self.B
 
 
 class TrainedCopy(nn.Module):

@@ -5,13 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from minilora.config import LoRAConfig, Targets, endings, key_fits
-from minilora.layers import LoRAEmbedding, LoRALayer, LoRALinear, TrainedCopy
+from minilora.layers import (
+    LoRAConv,
+    LoRAEmbedding,
+    LoRAHFConv1D,
+    LoRALayer,
+    LoRALinear,
+    TrainedCopy,
+    is_hf_conv1d,
+)
 
 # Where a model does not say which layer is its output head, these names do.
 HEAD_NAMES = ("head", "lm_head", "classifier", "score", "output_projection")
@@ -123,16 +131,20 @@ def _all_linear(
         in_copy = any(not whole.isdisjoint(endings(part)) for part in above)
         return not (is_head(path, module) or in_copy or _inside_attention(modules, path))
 
-    linears = [path for path, m in modules.items() if path and isinstance(m, nn.Linear)]
-    return [path for path in linears if wanted(path, modules[path])]
+    return [
+        path
+        for path, m in modules.items()
+        if path and (isinstance(m, nn.Linear) or is_hf_conv1d(m)) and wanted(path, m)
+    ]
 
 
 def _check_adaptable(model: nn.Module, modules: dict[str, nn.Module], path: str) -> None:
-    module = modules[path]
-    if not isinstance(module, (nn.Linear, nn.Embedding)):
+    module: Any = modules[path]
+    if layer_type(module) is None:
         raise ValueError(
-            f"targets matches {path!r}, a {type(module).__name__}; adapters fit nn.Linear and "
-            f"nn.Embedding. Narrow targets or list it in exclude; {_adaptable(modules)}"
+            f"targets matches {path!r}, a {type(module).__name__}; adapters fit linear layers, "
+            "embeddings and 1-d or 2-d convolutions. Narrow targets or list it in exclude; "
+            f"{_adaptable(modules)}"
         )
     if _inside_attention(modules, path):
         raise ValueError(
@@ -145,15 +157,29 @@ def _check_adaptable(model: nn.Module, modules: dict[str, nn.Module], path: str)
             f"{path!r} is an nn.Embedding with max_norm={module.max_norm}, which rewrites its "
             "own weight in every forward, so it cannot stay frozen; set max_norm to None"
         )
-    if isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward:
-        raise ValueError(
-            f"{path!r} is a {type(module).__name__}, an embedding with a forward of its own, which "
-            "the update would not follow; list it in exclude"
-        )
+    for kind in (nn.Embedding, nn.Conv1d, nn.Conv2d):
+        if isinstance(module, kind) and type(module).forward is not kind.forward:
+            raise ValueError(
+                f"{path!r} is a {type(module).__name__}, an {kind.__name__} with a forward of its "
+                "own, which the update would not follow; list it in exclude"
+            )
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        _check_convolution(path, module)
     if is_lazy(module.weight):
         raise ValueError(f"{path!r} has no shape yet; call the model once before adding adapters")
     if not module.weight.is_floating_point():
         raise ValueError(f"{path!r} has weights of {module.weight.dtype}; adapters need floats")
+
+
+def _check_convolution(path: str, module: nn.Conv1d | nn.Conv2d) -> None:
+    """PEFT's format says nothing of these settings, so PEFT would compute another update."""
+    for setting, usual in [("groups", 1), ("dilation", (1,)), ("padding_mode", "zeros")]:
+        found = getattr(module, setting)
+        if (set(found) != {1}) if setting == "dilation" else (found != usual):
+            raise ValueError(
+                f"{path!r} is a convolution with {setting}={found!r}, which adapters do not "
+                "support; list it in exclude"
+            )
 
 
 def _inside_attention(modules: dict[str, nn.Module], path: str) -> bool:
@@ -168,13 +194,12 @@ def _near_misses(name: str, modules: dict[str, nn.Module]) -> str:
 
 
 def _adaptable(modules: dict[str, nn.Module]) -> str:
-    kinds = (nn.Linear, nn.Embedding)
-    names = {p.rsplit(".", 1)[-1]: None for p, m in modules.items() if p and isinstance(m, kinds)}
+    names = {p.rsplit(".", 1)[-1]: None for p, m in modules.items() if p and layer_type(m)}
     if names:
         return f"layers that can be adapted end with {', '.join(map(repr, list(names)[:12]))}"
-    if isinstance(modules[""], kinds):
+    if layer_type(modules[""]):
         return "the model itself is a single layer; put it into an nn.Sequential first"
-    return "the model has no nn.Linear and no nn.Embedding"
+    return "the model has no linear layer, embedding or convolution"
 
 
 def matching(paths: Iterable[str], names: Collection[str]) -> list[str]:
@@ -263,6 +288,12 @@ def tied_weights(model: nn.Module, adapted: Collection[str]) -> dict[str, list[s
     return tied
 
 
-def layer_type(module: nn.Module) -> type[LoRALayer]:
-    """The adapted form that fits ``module``, one that ``find_targets`` let through."""
-    return LoRALinear if isinstance(module, nn.Linear) else LoRAEmbedding
+def layer_type(module: nn.Module) -> type[LoRALayer] | None:
+    """The adapted form that fits ``module``, if there is one."""
+    if isinstance(module, nn.Linear):
+        return LoRALinear
+    if isinstance(module, nn.Embedding):
+        return LoRAEmbedding
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return LoRAConv
+    return LoRAHFConv1D if is_hf_conv1d(module) else None

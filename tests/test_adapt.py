@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import minilora
 from minilora import LoRAConfig, add_lora, disabled, merged
+from minilora.accounting import merge_losses
 from minilora.layers import LoRAEmbedding, LoRALinear, TrainedCopy
 
 EVERYTHING = {
@@ -413,7 +414,7 @@ def test_keep_base_false_keeps_nothing_and_refuses_to_unmerge():
     y = model(x)
     minilora.merge(model, keep_base=False)
     assert close(model(x), y, 1e-4)
-    assert model.blocks[0].q_proj._kept == []
+    assert model.blocks[0].q_proj._kept == [None]
     for call in (minilora.unmerge, minilora.remove_lora):
         refuses(model, lambda c=call: c(model), "keep_base=False", "gone", "load the base model")
     minilora.remove_lora(model, keep_update=True)
@@ -477,15 +478,15 @@ def test_tied_to_an_adapted_layer_is_tied_too():
 def test_merge_is_undone_when_it_fails_half_way(monkeypatch):
     model = toy(targets=["q_proj", "v_proj"])
     calls = []
-    delta = LoRALinear.delta
+    new_weight = LoRALinear.new_weight
 
     def failing(layer):
         calls.append(layer)
         if len(calls) > 6:  # four for the check, then in the middle of writing
             raise MemoryError("full")
-        return delta(layer)
+        return new_weight(layer)
 
-    monkeypatch.setattr(LoRALinear, "delta", failing)
+    monkeypatch.setattr(LoRALinear, "new_weight", failing)
     refuses(model, lambda: minilora.merge(model), "full", error=MemoryError)
     assert len(calls) == 7
 
@@ -498,6 +499,38 @@ def test_kept_weights_follow_a_change_of_type():
     minilora.unmerge(model)
     assert model.blocks[0].q_proj.weight.dtype == torch.float64
     assert torch.equal(model.blocks[0].q_proj.weight, before.double())
+
+
+def test_merging_warns_where_rounding_takes_most_of_the_update():
+    model = add_lora(Toy().to(torch.bfloat16), LoRAConfig(targets=["q_proj", "v_proj"], r=2))
+    with torch.no_grad():
+        for layer in minilora.lora_layers(model).values():
+            layer.B.normal_(std=1e-5 if layer.bias is not None else 1.0)
+    losses = merge_losses(model)
+    assert all((loss > 0.9) == path.endswith("q_proj") for path, loss in losses.items())
+    with pytest.warns(UserWarning, match=r"bfloat16.*2 of 4 layers.*q_proj'.*float32 copy") as seen:
+        minilora.merge(model)
+    assert seen[0].filename == __file__
+    minilora.unmerge(model)
+
+
+def test_merge_losses_are_the_share_of_the_update_that_is_missing():
+    model = toy(targets=["q_proj", "embed"]).to(torch.bfloat16)
+    losses = merge_losses(model)
+    for path, layer in minilora.lora_layers(model).items():
+        with merged(model):
+            got = layer.weight.detach().clone()
+        missing = (got - layer.weight) - layer.delta()
+        assert losses[path] == pytest.approx(float(missing.norm() / layer.delta().norm()), rel=1e-6)
+        assert 0 < losses[path] < 0.1
+    assert max(merge_losses(toy(targets=["q_proj"])).values()) < 1e-5
+    refuses(model, lambda: merge_losses(Toy()), "no adapter")
+
+
+def test_merging_in_float32_or_of_a_new_adapter_does_not_warn(recwarn):
+    minilora.merge(toy(targets=["q_proj"]))
+    minilora.merge(add_lora(Toy().to(torch.bfloat16), LoRAConfig(targets=["q_proj"])))
+    assert not recwarn.list
 
 
 # --- remove_lora ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import nn
 
 import minilora
 from minilora import AdapterError, LoRAConfig, add_lora, files
+from minilora import folder as folder_module
 
 FULL = {
     "targets": ["q_proj", "v_proj", "embed"],
@@ -398,7 +399,7 @@ def test_full_disk_while_writing_leaves_the_old_one(tmp_path, monkeypatch):
             self.file.write(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "open", Full, raising=False)
+    monkeypatch.setattr(folder_module, "open", Full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         minilora.save(new, tmp_path)
     monkeypatch.undo()
@@ -538,10 +539,10 @@ CONFIGS = [
     ({"bias": "some"}, ["bias", "'some'"]),
     ({"bias": "all"}, ["bias='all'", "no tensor for 'blocks.0.q_proj.bias'"]),
     ({"use_rslora": "yes"}, ["use_rslora must be true or false"]),
-    ({"use_dora": True}, ["'use_dora'", "does not support"]),
-    ({"init_lora_weights": "pissa"}, ["'pissa'", "changes the base weights"]),
-    ({"init_lora_weights": "pissa_niter_4"}, ["pissa_niter_4"]),
-    ({"init_lora_weights": "olora"}, ["'olora'"]),
+    ({"use_dora": True}, ["no magnitude_vector", "'blocks.0.q_proj'"]),
+    ({"use_dora": "yes"}, ["use_dora must be true or false"]),
+    ({"init_lora_weights": "pissa_niter_4"}, ["pissa_niter_4", "changes the base weights"]),
+    ({"init_lora_weights": "corda"}, ["'corda'"]),
     ({"init_lora_weights": ["x"]}, ["init_lora_weights"]),
     ({"layers_to_transform": [0]}, ["'layers_to_transform'", "[0]"]),
     ({"trainable_token_indices": [1]}, ["'trainable_token_indices'"]),

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import minilora
 from minilora import LoRAConfig
-from minilora.layers import LoRAEmbedding, LoRALayer, LoRALinear
+from minilora.layers import LoRAConv, LoRAEmbedding, LoRAHFConv1D, LoRALayer, LoRALinear
 
 
 def linear(d_in=6, d_out=5, r=3, bias=True, dtype=torch.float32, scaling=0.7, **kw) -> LoRALinear:
@@ -32,6 +32,22 @@ def embedding(vocab=9, dim=4, r=3, dtype=torch.float32, **kw) -> LoRAEmbedding:
     layer = LoRAEmbedding(base, r, 1.0, 0.7)
     layer.initialize("default")
     nn.init.normal_(layer.A)
+    return layer
+
+
+def conv(dtype=torch.float32, cls=nn.Conv2d, **kw) -> LoRAConv:
+    base = cls(3, 4, kw.pop("kernel", 3), dtype=dtype, **kw).requires_grad_(False)
+    layer = LoRAConv(base, 2, 1.0, 0.7)
+    layer.initialize("default")
+    nn.init.normal_(layer.B)
+    return layer
+
+
+def hf_conv1d(dtype=torch.float32, d_in=6, d_out=5, **kw) -> LoRAHFConv1D:
+    base = pytest.importorskip("transformers.pytorch_utils").Conv1D(d_out, d_in)
+    layer = LoRAHFConv1D(base.to(dtype).requires_grad_(False), 2, 1.0, 0.7, **kw)
+    layer.initialize("default")
+    nn.init.normal_(layer.B)
     return layer
 
 
@@ -80,6 +96,45 @@ def test_embedding_is_a_lookup_in_the_updated_table():
     by_hand = layer.weight[ids[0, 0]] + 0.7 * layer.B @ layer.A[:, ids[0, 0]]
     assert torch.allclose(layer(ids)[0, 0], by_hand, rtol=1e-12)
     assert torch.allclose(layer(ids), F.embedding(ids, layer.weight + layer.delta()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (conv(), (2, 3, 7, 8)),
+        (conv(kernel=(1, 3), stride=2, padding=1, bias=False), (2, 3, 7, 8)),
+        (conv(padding="same"), (3, 7, 8)),  # without a batch
+        (conv(cls=nn.Conv1d, kernel=2), (2, 3, 7)),
+        (conv(cls=nn.Conv1d, kernel=1), (3, 7)),
+    ],
+)
+def test_convolution_equals_one_with_the_updated_weight(layer, shape):
+    x = torch.randn(shape)
+    wanted = layer.base._conv_forward(x, layer.weight + layer.delta(), layer.bias)
+    assert layer(x).shape == wanted.shape
+    assert close(layer(x), wanted, 1e-5)
+    assert not close(layer(x), layer.base(x), 1e-2)
+    # delta() entry by entry: output o, input i, and every place in the kernel
+    by_hand = torch.einsum("or,ri...->oi...", layer.B.flatten(1), layer.A) * 0.7
+    assert close(layer.delta(), by_hand, 1e-5)
+
+
+def test_hugging_face_conv1d_has_its_weight_the_other_way_round():
+    layer, x = hf_conv1d(d_in=5, d_out=5), torch.randn(2, 4, 5)  # square: a swap would go unseen
+    wanted = x @ layer.weight + layer.bias + x @ layer.A.T @ layer.B.T * 0.7
+    assert close(layer(x), wanted)
+    assert close(x @ (layer.weight + layer.delta()) + layer.bias, wanted)
+    with minilora.textbook():
+        assert close(layer(x), wanted)
+    assert layer.A.shape == (2, 5) and layer.nf == 5
+
+
+def test_default_init_of_a_convolution_is_that_of_nn_conv2d():
+    layer = LoRAConv(nn.Conv2d(100, 9, 3), 64, 1, 1.0)
+    layer.initialize("default")
+    bound = (100 * 9) ** -0.5
+    assert 0.99 * bound < layer.A.abs().max() <= bound
+    assert torch.equal(layer.B, torch.zeros(9, 64, 1, 1))
 
 
 def test_default_init():
@@ -361,13 +416,14 @@ def test_forward_mode_and_vectorized_jacobians_outside_functorch():
     assert torch.allclose(J[0, :, 0], layer.weight + layer.delta())
 
 
-@pytest.mark.parametrize("make", [linear, embedding])
+@pytest.mark.parametrize("make", [linear, embedding, conv, hf_conv1d])
 def test_gradcheck_and_gradgradcheck(make):
-    layer = make(r=2, dtype=torch.float64)
-    if make is linear:
-        inputs = (torch.randn(2, 2, 6, dtype=torch.float64, requires_grad=True),)
-    else:
+    layer = make(dtype=torch.float64)
+    if make is embedding:
         inputs = (torch.tensor([[1, 3], [3, 0]]),)
+    else:
+        shape = (1, 3, 4, 4) if make is conv else (2, 2, 6)
+        inputs = (torch.randn(shape, dtype=torch.float64, requires_grad=True),)
 
     def run(x, A, B):
         return torch.func.functional_call(layer, {"A": A, "B": B}, (x,))

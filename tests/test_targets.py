@@ -137,7 +137,7 @@ def test_nothing_matches():
     no(Toy(), "matches nothing", "'nope.*'", "can be adapted", "'q_proj'", targets="nope.*")
     no(Toy(), "matches nothing", "'embed'", targets=nn.LSTM)
     no(Toy(), "matches nothing", targets=lambda path, m: False)
-    no(nn.Sequential(nn.ReLU()), "no nn.Linear and no nn.Embedding", targets="all-linear")
+    no(nn.Sequential(nn.ReLU()), "no linear layer, embedding or convolution", targets="all-linear")
     no(nn.Linear(2, 2), "single layer", "nn.Sequential", targets="all-linear")
     no(nn.Linear(2, 2), "nn.Sequential", targets=nn.Linear)
 
@@ -175,8 +175,8 @@ def test_everything_excluded():
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (nn.Conv1d(2, 2, 1), "Conv1d"),
-        (nn.Conv2d(2, 2, 1), "Conv2d"),
+        (nn.Conv3d(2, 2, 1), "Conv3d"),
+        (nn.ConvTranspose2d(2, 2, 1), "ConvTranspose2d"),
         (nn.LayerNorm(2), "LayerNorm"),
         (nn.Sequential(nn.Linear(2, 2)), "Sequential"),
         (nn.EmbeddingBag(3, 2), "EmbeddingBag"),
@@ -185,11 +185,33 @@ def test_everything_excluded():
 )
 def test_other_layer_types(module, name):
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": module})
-    no(model, f"'b', a {name}", "nn.Linear and nn.Embedding", "exclude", targets=["a", "b"])
+    no(model, f"'b', a {name}", "linear layers, embeddings and", "exclude", targets=["a", "b"])
 
 
-def test_hugging_face_conv1d_is_refused():
-    class Conv1D(nn.Module):  # as transformers': (in, out)
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=2), ["groups=2"]),
+        (nn.Conv2d(4, 4, 3, dilation=(1, 2)), ["dilation=(1, 2)"]),
+        (nn.Conv1d(4, 4, 3, dilation=2), ["dilation=(2,)"]),
+        (nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), ["padding_mode='circular'"]),
+    ],
+)
+def test_convolutions_that_the_file_format_cannot_tell_apart(module, words):
+    no(nn.ModuleDict({"b": module}), "'b'", *words, targets=["b"])
+
+
+def test_a_convolution_with_a_forward_of_its_own_is_refused():
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+    words = ["'b' is a Standardized", "forward of its own"]
+    no(nn.ModuleDict({"b": Standardized(2, 2, 1)}), *words, targets=["b"])
+
+
+def test_another_conv1d_than_that_of_transformers_is_refused():
+    class Conv1D(nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.randn(2, 2))

@@ -1,0 +1,86 @@
+"""What ``add_lora`` notes on a model, and how the adapter on a model is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from minilora.config import LoRAConfig
+from minilora.layers import LoRALayer, TrainedCopy
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class Adaptation:
+    """What ``add_lora`` notes on the model, so that ``remove_lora`` can undo it to the letter."""
+
+    config: LoRAConfig
+    requires_grad: list[tuple[nn.Parameter, bool]]  # as it was before
+    biases: dict[str, tuple[nn.Parameter, Tensor]]  # the trained ones, with the original values
+    nested: list[nn.TransformerEncoder]  # those whose use of nested tensors was turned off
+
+
+def adaptation(model: nn.Module) -> Adaptation:
+    """What ``add_lora`` noted.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    noted = model.__dict__.get("_minilora")
+    if noted is None:
+        if is_adapted(model):
+            raise ValueError("this is not the module that add_lora was given; pass that one")
+        raise ValueError("the model has no adapter; call minilora.add_lora first")
+    return noted
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether there is an adapter anywhere in the model."""
+    return any(isinstance(m, (LoRALayer, TrainedCopy)) for m in model.modules())
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
+    """{path: layer} of the adapted layers, in the model's order; empty without an adapter."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
+
+
+def trained_copies(model: nn.Module) -> dict[str, TrainedCopy]:
+    """{path: wrapper} of the modules that ``modules_to_save`` named."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, TrainedCopy)}
+
+
+def wrappers(model: nn.Module) -> list[LoRALayer | TrainedCopy]:
+    """The adapted layers and the copies, each once."""
+    return [m for m in model.modules() if isinstance(m, (LoRALayer, TrainedCopy))]
+
+
+def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Everything that the adapter trains: A and B, and the biases and copies of the config.
+
+    Returns:
+        A list for an optimizer, without duplicates, in the model's order.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    noted = adaptation(model)
+    parameters = [p for layer in lora_layers(model).values() for p in layer.trained()]
+    parameters += [bias for bias, _ in noted.biases.values()]
+    for wrapper in trained_copies(model).values():
+        parameters += wrapper.tuned.parameters()
+    return list(dict.fromkeys(parameters))
+
+
+def check_unmerged(model: nn.Module, what: str) -> None:
+    """Raise ValueError where the adapter is merged, naming ``what`` was called."""
+    if any(layer.merged for layer in lora_layers(model).values()):
+        raise ValueError(f"{what} needs an adapter that is not merged; call minilora.unmerge first")
+
+
+def check_enabled(model: nn.Module, what: str) -> None:
+    """Raise ValueError inside ``disabled(model)``, naming ``what`` was called."""
+    if any(w.off for w in wrappers(model)):
+        raise ValueError(f"{what} was called inside disabled(model); call it outside")

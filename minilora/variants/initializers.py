@@ -1,0 +1,87 @@
+"""Other ways to begin: factors taken from W₀ itself.
+
+PiSSA, MiLoRA and OLoRA begin with a part of the weight, W₀ = W_res + scale · B A, and train that
+part. The frozen base then holds W_res, so that the model computes at first what it did before;
+the original W₀ is kept aside, at the cost of its memory once more, for ``remove_lora`` and
+``disabled``. They fit linear layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear
+
+
+def fill(layer: LoRALayer, init: str) -> None:
+    """Set the factors of a new layer; ``init`` is one of the names that LoRAConfig takes.
+
+    Raises:
+        ValueError: The layer is not a linear one, its weight is computed, or r is too large.
+    """
+    if not isinstance(layer, (LoRALinear, LoRAHFConv1D)):
+        raise ValueError(
+            f"init={init!r} fits linear layers, not {type(layer.base).__name__}; "
+            "take it out of targets, or use init='default'"
+        )
+    weight = layer.weight
+    if not isinstance(weight, nn.Parameter):
+        raise ValueError(
+            f"init={init!r} takes a part out of the weight, but this weight is computed "
+            "(quantized, parametrized or set by a hook); use init='default'"
+        )
+    if layer.r > min(weight.shape):
+        raise ValueError(
+            f"init={init!r} needs r of at most {min(weight.shape)} for a weight of shape "
+            f"{tuple(weight.shape)}, but r is {layer.r}"
+        )
+    # float32 at least, as decompositions do not exist in half precision
+    W = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+    W = W.transpose(0, layer.out_axis)  # (out, in)
+    A, B = {"pissa": pissa, "milora": milora, "olora": olora}[init](W, layer.r, layer.scale)
+    layer.A.data, layer.B.data = A.to(layer.A.dtype), B.to(layer.B.dtype)
+    layer.start = layer.A.detach().clone(), layer.B.detach().clone()
+    # add_lora puts this into the base, and W₀ here.
+    residual = (W - layer.scale * B @ A).transpose(0, layer.out_axis)
+    layer._kept = [residual.to(weight.dtype).contiguous()]
+
+
+def pissa(W: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The r largest singular triples: A = √(S/scale) Vᵀ, B = U √(S/scale) [1, equations 2–4].
+
+    Args:
+        W: (out, in). ``r``: at most min(out, in). ``scale``: of the update, so that
+            scale · B A is the best rank-r approximation of W.
+
+    Returns:
+        A of shape (r, in) and B of shape (out, r).
+
+    Source: [1] Meng et al. 2024, arXiv 2404.02948.
+    """
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return _from_triples(U[:, :r], S[:r], Vh[:r], scale)
+
+
+def milora(W: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The r smallest singular triples, so that the large ones stay frozen [1].
+
+    Arguments and result as in ``pissa``. Source: [1] Wang et al. 2024, arXiv 2406.09044.
+    """
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return _from_triples(U[:, -r:], S[-r:], Vh[-r:], scale)
+
+
+def _from_triples(U: Tensor, S: Tensor, Vh: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    root = torch.diag(torch.sqrt(S / scale))
+    return root @ Vh, U @ root
+
+
+def olora(W: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The first r columns of Q and rows of R of W = Q R: B has orthonormal columns [1].
+
+    Arguments and result as in ``pissa``; scale · B A is taken out of W.
+    Source: [1] Büyükakyüz 2024, arXiv 2406.01775.
+    """
+    Q, R = torch.linalg.qr(W)
+    return R[:r].contiguous(), Q[:, :r].contiguous()
