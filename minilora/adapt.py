@@ -99,7 +99,7 @@ def attach(
         wrapper.training = wrapper.base.training
     for layer in layers.values():
         _show_other(layer)  # PiSSA and OLoRA have prepared what their base is to hold
-    _replace(model, [(wrapper.base, wrapper) for wrapper in new])
+    replace_modules(model, [(wrapper.base, wrapper) for wrapper in new])
     encoders = [m for m in modules.values() if isinstance(m, ENCODERS) and is_adapted(m)]
     nested = []
     for encoder in encoders:
@@ -267,7 +267,7 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
     copies = list(trained_copies(model).values())
     back: list[tuple[nn.Module, nn.Module]] = [(layer, layer.base) for layer in layers]
     back += [(w, w.tuned if keep_update else w.base) for w in copies]
-    _replace(model, back)
+    replace_modules(model, back)
     # New parameters that stay take the flags of those whose place they took.
     took_place: list[tuple[Tensor, Tensor]] = []
     for w in copies:
@@ -289,7 +289,7 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
     return model
 
 
-def _replace(model: nn.Module, pairs: list[tuple[nn.Module, nn.Module]]) -> None:
+def replace_modules(model: nn.Module, pairs: list[tuple[nn.Module, nn.Module]]) -> None:
     """Put ``new`` wherever ``old`` stands; a module may stand in several places."""
     new_of: dict[int, nn.Module | None] = {id(old): new for old, new in pairs}
     for parent in list(model.modules()):
