@@ -7,11 +7,13 @@ VENV = .venv
 PY = $(VENV)/bin/python
 N =
 PYTEST_FLAGS =
+BENCH_FLAGS =
+FAULTS_FLAGS =
 
 # Threads that wait by spinning slow a busy machine down tenfold; these sleep.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help env book chapter lab test site-check format lint clean
+.PHONY: help env book chapter lab test site-check bench faults format lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -36,6 +38,12 @@ test: env ## every test that needs neither the built site nor a browser
 
 site-check: env ## test the built pages in headless Chromium
 	@$(PY) -m pytest -m site tests/book $(PYTEST_FLAGS)
+
+bench: env ## time and weigh minilora beside PEFT, loralib and full fine-tuning
+	@$(PY) tests/bench/run.py $(BENCH_FLAGS)
+
+faults: env ## kill saves, fill the disk, damage folders: what load and save must survive
+	@$(PY) tests/faults/run.py $(FAULTS_FLAGS)
 
 format: env ## put code and notebooks into the house format, strip outputs
 	$(PY) -m nbstripout --keep-id notebooks/*.ipynb
