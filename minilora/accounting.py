@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import nn
 
@@ -21,8 +22,15 @@ def lora_size(d_out: int, d_in: int, r: int) -> int:
 
 
 def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
-    """Number of parameters of a module; a shared one counts once."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+    """Number of parameters of a module; a shared one counts once, a quantized one as it was."""
+    counted = sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+    return counted if trainable_only else counted + _packed(module)
+
+
+def _packed(module: nn.Module) -> int:
+    # A quantized weight is no parameter. Asked of the type, since adapted layers answer for theirs.
+    parts: list[Any] = [m for m in module.modules() if hasattr(type(m), "packed_parameters")]
+    return sum(part.packed_parameters for part in parts)
 
 
 def predict_trainable(model: nn.Module, config: LoRAConfig) -> int:
@@ -99,7 +107,7 @@ def summary(model: nn.Module) -> Summary:
     for path, wrapper in trained_copies(model).items():
         kind = type(wrapper.tuned).__name__ + " (copy)"
         rows.append((path, kind, None, None, count_parameters(wrapper.tuned)))
-    total = sum(p.numel() for p in dict.fromkeys(_parameters_in_use(model)))
+    total = sum(p.numel() for p in dict.fromkeys(_parameters_in_use(model))) + _packed(model)
     return Summary(tuple(rows), sum(p.numel() for p in lora_parameters(model)), total)
 
 
