@@ -100,7 +100,7 @@ def summary(model: nn.Module) -> Summary:
     noted = adaptation(model)
     rows: list[tuple[str, str, int | None, float | None, int]] = []
     for path, layer in lora_layers(model).items():
-        size = sum(p.numel() for p in layer.trained())
+        size = sum(p.numel() for p in layer.trained() if p.requires_grad)
         rows.append((path, type(layer.base).__name__, layer.r, layer.scale, size))
     for path, (bias, _) in noted.biases.items():
         rows.append((path, "bias", None, None, bias.numel()))
@@ -108,7 +108,8 @@ def summary(model: nn.Module) -> Summary:
         kind = type(wrapper.tuned).__name__ + " (copy)"
         rows.append((path, kind, None, None, count_parameters(wrapper.tuned)))
     total = sum(p.numel() for p in dict.fromkeys(_parameters_in_use(model))) + _packed(model)
-    return Summary(tuple(rows), sum(p.numel() for p in lora_parameters(model)), total)
+    trainable = sum(p.numel() for p in lora_parameters(model) if p.requires_grad)
+    return Summary(tuple(rows), trainable, total)
 
 
 def merge_losses(model: nn.Module) -> dict[str, float]:
