@@ -755,7 +755,13 @@ def check_lora_forward(function: Function) -> None:
     for d_in, d_out, r, alpha in ((5, 5, 2, 3.0), (6, 4, 3, 1.5)):
         x, b = rng.normal(size=(7, d_in)), rng.normal(size=d_out)
         W0, A, B = (rng.normal(size=s) for s in ((d_out, d_in), (r, d_in), (d_out, r)))
-        answer = _call(function, x.copy(), W0.copy(), b.copy(), A.copy(), B.copy(), alpha)
+        try:
+            answer = _call(function, x.copy(), W0.copy(), b.copy(), A.copy(), B.copy(), alpha)
+        except ValueError as error:
+            raise AssertionError(
+                f"Your shapes do not fit ({error}). x holds examples as rows, so the formula for a "
+                "column, W0 x + B A x, becomes x W0ᵀ + x Aᵀ Bᵀ."
+            ) from None
         if _not_attempted(answer):
             return
         found = np.asarray(answer, dtype=float)
@@ -827,6 +833,10 @@ def check_mean_adapters(function: Function) -> None:
                 "You averaged the factors. The product of the means also holds B1 A2 and B2 A1, "
                 "which belong to neither adapter.",
             )
+        _require(
+            len(A) == r1 + r2,
+            f"Your factors have rank {len(A)}; put side by side they have r1 + r2 = {r1 + r2}.",
+        )
         _require(not _close(found, 2 * right), "That is the sum of the two updates; halve it once.")
         _require(
             not _close(found, right / 2),
@@ -932,7 +942,12 @@ def check_strict_load(function: Function) -> None:
             ) from None
         else:
             raise AssertionError(
-                f"Where {what}, your function says nothing. That is what strict=False does."
+                f"Where {what}, your function says nothing. "
+                + (
+                    "NumPy would then broadcast the wrong numbers, or fail much later."
+                    if what == "a shape differs"
+                    else "That is what strict=False does."
+                )
             )
     _passed("what does not fit is refused by name, and nothing is half loaded.")
 
@@ -942,7 +957,14 @@ def check_lora_embedding(function: Function) -> None:
     rng = np.random.default_rng(3)
     W0, A, B = (rng.normal(size=s) for s in ((5, 5), (2, 5), (5, 2)))
     for ids in (np.array([3, 0, 3]), np.array([[1, 4], [2, 2], [0, 1]])):
-        answer = _call(function, ids.copy(), W0.copy(), A.copy(), B.copy(), 0.5)
+        try:
+            answer = _call(function, ids.copy(), W0.copy(), A.copy(), B.copy(), 0.5)
+        except ValueError as error:
+            raise AssertionError(
+                f"Your shapes do not fit ({error}). A[:, ids] has the r numbers of a token along "
+                "its first axis. For ids of several axes .T turns all of them round: move only "
+                "the first to the end, and multiply by Bᵀ."
+            ) from None
         if _not_attempted(answer):
             return
         found = np.asarray(answer, dtype=float)

@@ -204,7 +204,7 @@ class NF4Tensor:
         absmax_scale: (⌈m/256⌉,) float32, the largest magnitude of each 256 of the absmax
             constants, less their mean. None without double quantization.
         absmax_mean: () float32. None without double quantization.
-        shape, dtype: Those of the tensor that was quantized, and that comes back.
+        shape: That of the tensor that was quantized, and that comes back. ``dtype``: likewise.
         block: Numbers that share one absmax.
     """
 
@@ -222,7 +222,7 @@ class NF4Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the four tensors hold: what ``nf4_bytes`` predicts."""
+        """Bytes that the four tensors hold, as ``nf4_bytes`` predicts them."""
         tensors = (self.codes, self.absmax, self.absmax_scale, self.absmax_mean)
         return sum(t.nbytes for t in tensors if t is not None)
 
@@ -381,7 +381,7 @@ class LinearNF4(nn.Linear):
     bias, and no stored bit of the weight.
 
     Attributes:
-        codes, absmax, absmax_scale, absmax_mean: Buffers, as in ``NF4Tensor``.
+        codes: A buffer, as ``absmax``, ``absmax_scale`` and ``absmax_mean`` are; see ``NF4Tensor``.
         dtype: Type of the computed weight.
         block: Numbers that share one absmax.
 
@@ -437,7 +437,7 @@ class LinearNF4(nn.Linear):
 
     @property
     def packed_parameters(self) -> int:
-        """How many numbers the codes stand for: what ``summary`` counts as the weight."""
+        """How many numbers the codes stand for; ``summary`` counts them as the weight."""
         return self.out_features * self.in_features
 
     @property

@@ -101,6 +101,11 @@ WRONG: list[tuple[str, Function, str]] = [
         "meets its transpose",
     ),
     ("lora_forward", lambda *a: lora_forward(*a) + 1, "the numbers are not"),
+    (
+        "lora_forward",
+        lambda x, W0, b, A, B, alpha: W0 @ x + b + alpha / len(A) * B @ A @ x,
+        "examples as rows",
+    ),
     ("lora_forward", lambda *a: lora_forward(*a)[:, :2], "must have shape"),
     (
         "mean_adapters",
@@ -120,6 +125,11 @@ WRONG: list[tuple[str, Function, str]] = [
         "mean_adapters",
         lambda A1, B1, A2, B2: (np.vstack([A1, A2]), np.hstack([B2, B1]) / 2),
         "and is not",
+    ),
+    (
+        "mean_adapters",
+        lambda A1, B1, A2, B2: ((B1 @ A1 + B2 @ A2) / 2, np.eye(len(B1))),
+        "have rank 5",
     ),
     ("orthonormal_b", lambda A, B: (A, np.linalg.qr(B)[0]), "must go into A"),
     ("orthonormal_b", lambda A, B: (A, B / np.linalg.norm(B, axis=0)), "right angles"),
@@ -145,6 +155,7 @@ WRONG: list[tuple[str, Function, str]] = [
         "ids first",
     ),
     ("lora_embedding", lambda *a: lora_embedding(*a) + 1, "Row i should be"),
+    ("lora_embedding", lambda i, W0, A, B, s: W0[i] + s * A[:, i].T @ B.T, "turns all of them"),
     ("lora_embedding", whole_table, "does not fit into memory"),
 ]
 

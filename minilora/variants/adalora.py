@@ -4,7 +4,7 @@
 of P, an entry of Λ, a row of Q) can be dropped one by one. A penalty keeps P and Q near orthogonal.
 All layers start with more triplets than they are to keep. In training each triplet gets a score,
 and the worst ones, over all layers, have their entry of Λ set to zero. The optimizer may move it
-away from zero again, so that a triplet can come back until the last allocation.
+away from zero again, so that a triplet can come back until the last allocation::
 
     config = LoRAConfig(r=12, alpha=12, targets="all-linear")
     add_adalora(model, config)

@@ -119,7 +119,7 @@ class VeRALayer(LoRALayer):
 
     @property
     def A(self) -> Tensor:  # type: ignore[override]
-        """(r, in): sliced at each use, so that moving the model keeps one pair."""
+        """(r, in), sliced at each use, so that moving the model keeps one pair."""
         return self.shared.A[:, : self.shapes(self.base, self.r)[0][1]]
 
     @property
