@@ -469,6 +469,14 @@ def test_tied_weights_are_refused_then_untied_then_tied_again():
     assert model.head.weight is model.embed.weight
 
 
+def test_a_weight_that_merging_unties_is_as_frozen_as_the_one_it_replaces():
+    model = Tied()
+    shake(add_lora(model, LoRAConfig(targets=["head"])))
+    minilora.merge(model, untie=True)
+    assert not model.head.weight.requires_grad
+    assert not model.embed.weight.requires_grad
+
+
 def test_tied_to_an_adapted_layer_is_tied_too():
     model = Tied()
     add_lora(model, LoRAConfig(targets=["embed"]))
