@@ -12,7 +12,14 @@ from torch import nn
 from minilora.config import LoRAConfig
 from minilora.layers import TrainedCopy
 from minilora.merging import merge_loss
-from minilora.state import adaptation, check_unmerged, lora_layers, lora_parameters, trained_copies
+from minilora.state import (
+    adaptation,
+    bias_of,
+    check_unmerged,
+    lora_layers,
+    lora_parameters,
+    trained_copies,
+)
 from minilora.targets import find_biases, layer_type, plan
 
 
@@ -102,8 +109,8 @@ def summary(model: nn.Module) -> Summary:
     for path, layer in lora_layers(model).items():
         size = sum(p.numel() for p in layer.trained() if p.requires_grad)
         rows.append((path, type(layer.base).__name__, layer.r, layer.scale, size))
-    for path, (bias, _) in noted.biases.items():
-        rows.append((path, "bias", None, None, bias.numel()))
+    for path, (module, _) in noted.biases.items():
+        rows.append((path, "bias", None, None, bias_of(module).numel()))
     for path, wrapper in trained_copies(model).items():
         kind = type(wrapper.tuned).__name__ + " (copy)"
         rows.append((path, kind, None, None, count_parameters(wrapper.tuned)))

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
-from minilora.layers import LoRALayer, TrainedCopy
+from minilora.layers import LoRALayer, TrainedCopy, is_sharded
 from minilora.merging import check_kept, merge
 from minilora.state import (
     Adaptation,
     Model,
     adaptation,
+    bias_of,
     check_enabled,
     check_unmerged,
     is_adapted,
@@ -42,8 +44,12 @@ ENCODERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 # --- adding ---------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # tensors made in inference mode cannot train later
 def add_lora(model: Model, config: LoRAConfig) -> Model:
     """Freeze ``model`` and put an adapter on every layer that ``config.targets`` names.
+
+    With several processes, add it before DistributedDataParallel or ``fully_shard`` is called:
+    what they do not know of, they do not keep equal.
 
     Args:
         model: Any module; changed in place. Paths and ``isinstance(model, …)`` stay as they are.
@@ -87,11 +93,18 @@ def attach(
 ) -> None:
     """Swap finished ``layers`` and ``copies`` in and freeze the rest. Nothing here can fail."""
     modules = original_modules(model)
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(False)
+    before = [
+        (module, name, p.requires_grad)
+        for module in model.modules()
+        for name, p in module._parameters.items()
+        if p is not None
+    ]
+    model.requires_grad_(False)
     biases = find_biases(modules, config, layers, copies)
-    originals = {name: (p, p.detach().clone()) for name, p in biases.items()}
+    originals = {
+        name: (modules[name.removesuffix("bias").removesuffix(".")], bias.detach().clone())
+        for name, bias in biases.items()
+    }
     for bias in biases.values():
         bias.requires_grad_(True)
     new: list[LoRALayer | TrainedCopy] = [*layers.values(), *copies.values()]
@@ -178,9 +191,9 @@ def disabled(model: Model) -> Iterator[Model]:
     outermost = not any(part.off for part in parts)
     if outermost:
         check_kept(layers, 0)
+        _swap_biases(noted)
         for layer in layers:
             _show_other(layer)
-        _swap_biases(noted)
     for part in parts:
         part.off += 1
     try:
@@ -203,11 +216,17 @@ def _show_other(layer: LoRALayer) -> None:
 
 
 def _swap_biases(noted: Adaptation) -> None:
+    if any(is_sharded(bias_of(module)) for module, _ in noted.biases.values()):
+        raise ValueError(
+            "the trained biases are sharded, so the originals cannot take their place; save the "
+            "adapter and load it onto a model that is not sharded"
+        )
     # Exchanging the tensors behind a parameter keeps the optimizer's and autograd's hold on it.
-    for name, (bias, other) in noted.biases.items():
-        other = other.to(bias.device, bias.dtype)
-        noted.biases[name] = (bias, bias.data)
-        bias.data = other
+    for name, (module, other) in noted.biases.items():
+        bias = bias_of(module)
+        noted.biases[name] = (module, bias.data)
+        bias.data = other.to(bias.device, bias.dtype)
+    torch.clear_autocast_cache()  # it may hold a bias in lower precision, as it was
 
 
 def set_strength(model: Model, strength: float) -> Model:
@@ -259,11 +278,11 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
             merge(model, untie=untie)
     else:
         check_kept(layers, 0)
+        _swap_biases(noted)
         for layer in layers:
             _show_other(layer)
             layer._kept = []
             layer.merged = False
-        _swap_biases(noted)
     copies = list(trained_copies(model).values())
     back: list[tuple[nn.Module, nn.Module]] = [(layer, layer.base) for layer in layers]
     back += [(w, w.tuned if keep_update else w.base) for w in copies]
@@ -275,8 +294,10 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
     for layer in layers:
         # Only an untied weight is kept as a parameter.
         took_place += [(k, layer.weight) for k in layer._kept if isinstance(k, nn.Parameter)]
-    for parameter, flag in noted.requires_grad:
-        parameter.requires_grad_(flag)
+    for module, name, flag in noted.requires_grad:
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            parameter.requires_grad_(flag)
     for old, new in took_place:
         new.requires_grad_(old.requires_grad)
     for encoder in noted.nested:

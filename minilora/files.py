@@ -27,10 +27,11 @@ from minilora.adapt import (
 )
 from minilora.config import LoRAConfig
 from minilora.folder import CONFIG_FILE, TENSOR_FILE, AdapterError, read_folder, write_folder
-from minilora.layers import LoRAEmbedding, LoRALayer
+from minilora.layers import LoRAEmbedding, LoRALayer, is_sharded, whole
 from minilora.state import (
     Model,
     adaptation,
+    bias_of,
     check_enabled,
     check_unmerged,
     is_adapted,
@@ -67,7 +68,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the adapter into the folder ``path``, which is made if need be.
 
     Killed at any moment, the folder loads as the adapter it held before or as the new one. Other
-    files in it stay. Where several processes train one model, let one of them save.
+    files in it stay. Where several processes train one model, let one of them save; where the model
+    is sharded (FSDP), call it in all of them, and the first writes.
 
     Raises:
         ValueError: No adapter; merged, disabled or at a strength other than 1; NaN or infinity.
@@ -85,6 +87,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise AdapterError(f"{key} holds NaN or infinity: training diverged; not saved")
+    if any(map(is_sharded, model.parameters())) and torch.distributed.get_rank() > 0:
+        return
     write_folder(Path(path), _to_peft(model, _as_saved(model, noted.config)), tensors)
 
 
@@ -96,13 +100,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         named[f"{path}.{a}"], named[f"{path}.{b}"] = layer.factors()
         if layer.dora is not None:
             named[f"{path}.lora_magnitude_vector"] = layer.dora.magnitude
-    for name, (bias, _) in adaptation(model).biases.items():
-        named[_bias_key(name, layers)] = bias
+    for name, (module, _) in adaptation(model).biases.items():
+        named[_bias_key(name, layers)] = bias_of(module)
     for path, wrapper in trained_copies(model).items():
         for name, tensor in wrapper.tuned.state_dict().items():
             named[f"{path}.{name}"] = tensor
     # Clones, because safetensors refuses tensors that share memory.
-    return {PREFIX + k: t.detach().cpu().contiguous().clone() for k, t in named.items()}
+    return {PREFIX + k: whole(t.detach()).cpu().contiguous().clone() for k, t in named.items()}
 
 
 def _factor_names(layer: LoRALayer) -> tuple[str, str]:
@@ -167,6 +171,7 @@ def _names(targets: Any) -> list[str] | str | None:
 # --- loading --------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # tensors made in inference mode cannot train later
 def load(model: Model, path: str | os.PathLike[str]) -> Model:
     """Put the adapter of the folder ``path`` on ``model``; one that is there is replaced whole.
 
@@ -223,8 +228,8 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     if is_adapted(model):
         remove_lora(model)
     attach(model, config, layers, copies)
-    for name, (bias, _) in adaptation(model).biases.items():
-        bias.data = values[name]
+    for name, (module, _) in adaptation(model).biases.items():
+        bias_of(module).data = values[name]
     return model
 
 
@@ -369,6 +374,11 @@ def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """``tensor`` with the type and place of ``like``; refused where it cannot stand for it."""
     _check_shape(name, tensor, like.shape)
+    if like.is_meta:
+        raise AdapterError(
+            f"{name} has no place to go: the model is on the meta device, which holds no numbers; "
+            "load the base model's weights first"
+        )
     if like.is_floating_point():
         if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             raise AdapterError(f"{name} holds {tensor.dtype}, where floating point is needed")

@@ -45,6 +45,16 @@ def textbook() -> Iterator[None]:
         _textbook_depth -= 1
 
 
+def is_sharded(tensor: object) -> bool:
+    """Whether this process holds only a part of the tensor, as under FSDP: a DTensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """The tensor; one that is sharded is gathered, which every process must join in."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
 def in_textbook() -> bool:
     """Whether a ``textbook`` context is open."""
     return _textbook_depth > 0
@@ -148,7 +158,7 @@ class LoRALayer(nn.Module):
         if self.start is None:
             return self.A, self.B
         A, B = (start.to(self.A.device, self.A.dtype) for start in self.start)
-        return torch.cat([self.A, A]), torch.cat([self.B, -B], dim=1)
+        return torch.cat([whole(self.A), A]), torch.cat([whole(self.B), -B], dim=1)
 
     def product(self) -> Tensor:
         """scale · B A, in the shape of ``base.weight``."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from minilora.layers import LoRALayer
+from minilora.layers import LoRALayer, is_sharded
 from minilora.state import Model, adaptation, check_enabled, check_unmerged, lora_layers
 from minilora.targets import tied_weights
 
@@ -30,7 +30,7 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
 
     Raises:
         ValueError: No adapter, merged already, a shared weight without ``untie``, a quantized
-            weight, or an update that is not finite. The model is unchanged.
+            or sharded weight, or an update that is not finite. The model is unchanged.
 
     Warns:
         UserWarning: Rounding to the weight's type takes away more than half of an update.
@@ -41,6 +41,11 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
     check_enabled(model, "merge")
     layers = lora_layers(model)
     for path, layer in layers.items():
+        if is_sharded(layer.weight):
+            raise ValueError(
+                f"the weight of {path!r} is sharded, and writing into it would be lost; save the "
+                "adapter, load it onto a model that is not sharded, and merge there"
+            )
         if not isinstance(layer.weight, nn.Parameter):
             raise ValueError(
                 f"the weight of {path!r} is computed, by a parametrization, a hook or a "
@@ -150,7 +155,12 @@ def unmerge_layer(layer: LoRALayer) -> None:
 
 
 def check_kept(layers: list[LoRALayer], which: int) -> None:
-    """Raise ValueError where the first (0) or last (-1) of the kept weights was not kept."""
+    """Raise ValueError where the first (0) or last (-1) of the kept weights cannot come back."""
+    if any(layer._kept and is_sharded(layer.weight) for layer in layers):
+        raise ValueError(
+            "the weights were sharded after the adapter had changed them, so the originals cannot "
+            "take their place; save the adapter and load it onto a model that is not sharded"
+        )
     if any(layer._kept and layer._kept[which] is None for layer in layers):
         raise ValueError(
             "the model was merged with keep_base=False, so the original weights are gone; "

@@ -9,17 +9,22 @@ from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
 from minilora.layers import LoRALayer, TrainedCopy
+from minilora.targets import unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass
 class Adaptation:
-    """What ``add_lora`` notes on the model, so that ``remove_lora`` can undo it to the letter."""
+    """What ``add_lora`` notes on the model, so that ``remove_lora`` can undo it to the letter.
+
+    Parameters are noted by module and name: FSDP and ``load_state_dict(assign=True)`` put others
+    in their place.
+    """
 
     config: LoRAConfig
-    requires_grad: list[tuple[nn.Parameter, bool]]  # as it was before
-    biases: dict[str, tuple[nn.Parameter, Tensor]]  # the trained ones, with the original values
+    requires_grad: list[tuple[nn.Module, str, bool]]  # as it was before
+    biases: dict[str, tuple[nn.Module, Tensor]]  # whose bias trains, with its original value
     nested: list[nn.TransformerEncoder]  # those whose use of nested tensors was turned off
 
 
@@ -44,12 +49,12 @@ def is_adapted(model: nn.Module) -> bool:
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """{path: layer} of the adapted layers, in the model's order; empty without an adapter."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
+    return {unwrapped(path): m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
 
 
 def trained_copies(model: nn.Module) -> dict[str, TrainedCopy]:
     """{path: wrapper} of the modules that ``modules_to_save`` named."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, TrainedCopy)}
+    return {unwrapped(path): m for path, m in model.named_modules() if isinstance(m, TrainedCopy)}
 
 
 def wrappers(model: nn.Module) -> list[LoRALayer | TrainedCopy]:
@@ -68,10 +73,17 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """
     noted = adaptation(model)
     parameters = [p for layer in lora_layers(model).values() for p in layer.trained()]
-    parameters += [bias for bias, _ in noted.biases.values()]
+    parameters += [bias_of(module) for module, _ in noted.biases.values()]
     for wrapper in trained_copies(model).values():
         parameters += wrapper.tuned.parameters()
     return list(dict.fromkeys(parameters))
+
+
+def bias_of(module: nn.Module) -> nn.Parameter:
+    """The bias that the module has now."""
+    bias = module.bias
+    assert isinstance(bias, nn.Parameter)
+    return bias
 
 
 def check_unmerged(model: nn.Module, what: str) -> None:

@@ -19,14 +19,27 @@ from minilora.layers import (
     LoRALinear,
     TrainedCopy,
     is_hf_conv1d,
+    is_sharded,
 )
 
 # Where a model does not say which layer is its output head, these names do.
 HEAD_NAMES = ("head", "lm_head", "classifier", "score", "output_projection")
 
 
+# What PyTorch's wrappers call the module inside them: torch.compile and activation checkpointing.
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
+def unwrapped(path: str) -> str:
+    """The path as it would be without PyTorch's wrappers, so that files fit either way."""
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
 def original_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """{path: module} of the model as it was before ``add_lora``; each module once."""
+    """{path: module} of the model as it was before ``add_lora``; each module once.
+
+    PyTorch's wrappers do not show in the paths; the module inside stands for its wrapper.
+    """
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
 
@@ -37,7 +50,10 @@ def original_modules(model: nn.Module) -> dict[str, nn.Module]:
             seen.add(id(module))
             found[path] = module
             for name, child in module.named_children():
-                walk(f"{path}.{name}" if path else name, child)
+                if name in WRAPPERS:
+                    walk(path, child)
+                else:
+                    walk(f"{path}.{name}" if path else name, child)
 
     walk("", model)
     return found
@@ -57,6 +73,11 @@ def plan(model: nn.Module, config: LoRAConfig) -> Plan:
     Raises:
         ValueError: As in ``add_lora``.
     """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "DistributedDataParallel has taken note of the parameters already and would leave new "
+            "ones out; add the adapter to the model before wrapping it"
+        )
     modules = original_modules(model)
     targets = find_targets(model, config)
     _check_patterns(config, targets)
@@ -85,6 +106,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
         )
     for path in chosen:
         _check_adaptable(model, modules, path)
+    _check_not_compiled(model, modules, chosen)
     return chosen
 
 
@@ -165,10 +187,28 @@ def _check_adaptable(model: nn.Module, modules: dict[str, nn.Module], path: str)
             )
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         _check_convolution(path, module)
+    if is_sharded(module.weight):
+        raise ValueError(
+            f"{path!r} is sharded already, and nothing would keep new factors equal on all "
+            "processes; add the adapter before fully_shard"
+        )
     if is_lazy(module.weight):
         raise ValueError(f"{path!r} has no shape yet; call the model once before adding adapters")
     if not module.weight.is_floating_point():
         raise ValueError(f"{path!r} has weights of {module.weight.dtype}; adapters need floats")
+
+
+def _check_not_compiled(
+    model: nn.Module, modules: dict[str, nn.Module], paths: Iterable[str]
+) -> None:
+    """A wrapper of torch.compile goes on calling the module that it was made for."""
+    compiled = {id(m._modules["_orig_mod"]) for m in model.modules() if "_orig_mod" in m._modules}
+    for path in paths:
+        if path and id(modules[path]) in compiled:
+            raise ValueError(
+                f"{path!r} was compiled by itself, and would go on running without the adapter; "
+                "compile the model, or the blocks around such layers, after adding it"
+            )
 
 
 def _check_convolution(path: str, module: nn.Conv1d | nn.Conv2d) -> None:
@@ -242,7 +282,13 @@ def find_copies(
         ValueError: One of them holds, or is, another one or an adapted layer.
     """
     paths = matching((path for path in modules if path), config.modules_to_save)
+    _check_not_compiled(modules[""], modules, paths)
     for path in paths:
+        if any(hasattr(type(part), "packed_parameters") for part in modules[path].modules()):
+            raise ValueError(
+                f"{path!r} is in modules_to_save, but is quantized and cannot be trained whole; "
+                "leave it out of quantize_linears"
+            )
         for other in [*targets, *(p for p in paths if p != path)]:
             if other == path or other.startswith(path + "."):
                 raise ValueError(

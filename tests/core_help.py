@@ -105,7 +105,7 @@ def snapshot(model: nn.Module) -> list[Any]:
     noted = vars(model).get("_minilora")
     if noted is not None:
         biases = {k: (id(b), bits(o)) for k, (b, o) in noted.biases.items()}
-        flags = [(id(p), flag) for p, flag in noted.requires_grad]
+        flags = [(id(m), name, flag) for m, name, flag in noted.requires_grad]
         seen.append((id(noted), noted.config, biases, flags, [id(m) for m in noted.nested]))
     return seen
 

@@ -711,3 +711,10 @@ def test_summary_counts_the_weights_that_the_codes_stand_for():
     assert minilora.count_parameters(model) == before
     minilora.add_lora(model, minilora.LoRAConfig(r=2, targets=["0"]))
     assert minilora.summary(model).total == before + 2 * (8 + 8)
+
+
+def test_a_packed_layer_cannot_be_trained_whole():
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "head": nn.Sequential(nn.Linear(8, 4))})
+    quantize_linears(model, targets=["head.0"])
+    config = LoRAConfig(r=2, targets=["a"], modules_to_save=["head"])
+    refuses(model, lambda: minilora.add_lora(model, config), "'head'", "quantized")
