@@ -13,7 +13,7 @@ FAULTS_FLAGS =
 # Threads that wait by spinning slow a busy machine down tenfold; these sleep.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help env book chapter lab test site-check bench faults format lint clean
+.PHONY: help env book chapter assignments lab test site-check bench faults format lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -27,6 +27,9 @@ book: env ## execute every notebook and build the site
 
 chapter: env ## build one chapter for the one who writes it: make chapter N=8
 	@$(PY) book/_tools/build.py --chapter "$(N)"
+
+assignments: book ## write the chapters without solutions, for a class, into build/assignments
+	@$(PY) book/_tools/assignments.py
 
 lab: env ## open the chapters in JupyterLab
 	@$(PY) -c 'import jupyterlab' 2>/dev/null || \

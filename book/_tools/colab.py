@@ -19,6 +19,7 @@ import json
 import pickle
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -296,6 +297,34 @@ def lookups_of_site(build: Path, site: str) -> Lookups:
     return known
 
 
+def write_plain(
+    build: Path,
+    folder: Path,
+    known: Lookups,
+    source: str | None,
+    change: Callable[[dict], dict] = lambda notebook: notebook,
+) -> int:
+    """Write every chapter into ``folder``; how many. ``change`` gets the notebook first.
+
+    Raises:
+        ValueError: A chapter refers to what the last build does not know; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in paths:
+        glued = build / "_build" / "jupyter_execute" / "notebooks" / f"{path.stem}.glue.json"
+        stored = json.loads(glued.read_text(encoding="utf-8")) if glued.exists() else {}
+        known.glued = glued_values(stored)
+        notebook = change(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            notebook = convert(notebook, known, source)
+        except (KeyError, ValueError) as problem:
+            raise ValueError(f"{path.name}: {problem}") from None
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        (folder / path.name).write_text(text, encoding="utf-8")
+    return len(paths)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -308,27 +337,18 @@ def main() -> int:
     known = lookups_of_site(options.build, options.site)
     source = f"git+https://github.com/{options.repository}@{options.commit}"
     folder = options.out / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        glued = (
-            options.build / "_build" / "jupyter_execute" / "notebooks" / f"{path.stem}.glue.json"
-        )
-        stored = json.loads(glued.read_text(encoding="utf-8")) if glued.exists() else {}
-        known.glued = glued_values(stored)
-        try:
-            plain_notebook = convert(json.loads(path.read_text(encoding="utf-8")), known, source)
-        except (KeyError, ValueError) as problem:
-            print(f"{path.name}: {problem}", file=sys.stderr)
-            return 1
-        text = json.dumps(plain_notebook, indent=1, ensure_ascii=False) + "\n"
-        (folder / path.name).write_text(text, encoding="utf-8")
+    try:
+        written = write_plain(options.build, folder, known, source)
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 1
     (options.out / "README.md").write_text(
         f"The chapters of https://github.com/{options.repository} for Colab, written by "
         f"book/_tools/colab.py from commit {options.commit}. Do not edit: the next deployment "
         "replaces them.\n",
         encoding="utf-8",
     )
-    print(f"{len(list(folder.glob('*.ipynb')))} notebooks in {folder}")
+    print(f"{written} notebooks in {folder}")
     return 0
 
 
