@@ -69,11 +69,13 @@ class Summary:
             None for biases and copies.
         trainable: Number of parameters that train. ``total``: of all, the originals of copied
             modules not counted twice. ``share``: trainable / total.
+        merged: Whether the adapter is merged, and so does not train at the moment.
     """
 
     rows: tuple[tuple[str, str, int | None, float | None, int], ...]
     trainable: int
     total: int
+    merged: bool = False
 
     @property
     def share(self) -> float:
@@ -95,6 +97,8 @@ class Summary:
         ]
         rule = "-" * len(lines[0])
         total = f"{self.trainable:,} of {self.total:,} parameters train ({self.share:.2%})"
+        if self.merged:
+            total += "; merged: A and B do not train until unmerge"
         return "\n".join([lines[0], rule, *lines[1:], rule, total])
 
 
@@ -116,7 +120,8 @@ def summary(model: nn.Module) -> Summary:
         rows.append((path, kind, None, None, count_parameters(wrapper.tuned)))
     total = sum(p.numel() for p in dict.fromkeys(_parameters_in_use(model))) + _packed(model)
     trainable = sum(p.numel() for p in lora_parameters(model) if p.requires_grad)
-    return Summary(tuple(rows), trainable, total)
+    merged = any(layer.merged for layer in lora_layers(model).values())
+    return Summary(tuple(rows), trainable, total, merged)
 
 
 def merge_losses(model: nn.Module) -> dict[str, float]:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
+from minilora.encoders import allow_fast_path, leave_fast_path
 from minilora.layers import LoRALayer, TrainedCopy, is_sharded
 from minilora.merging import check_kept, merge
 from minilora.state import (
     Adaptation,
     Model,
     adaptation,
+    averages_seen,
     bias_of,
     check_enabled,
     check_unmerged,
@@ -38,9 +40,6 @@ from minilora.targets import (
     tied_weights,
 )
 
-ENCODERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
-
-
 # --- adding ---------------------------------------------------------------------------------
 
 
@@ -48,8 +47,12 @@ ENCODERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 def add_lora(model: Model, config: LoRAConfig) -> Model:
     """Freeze ``model`` and put an adapter on every layer that ``config.targets`` names.
 
-    With several processes, add it before DistributedDataParallel or ``fully_shard`` is called:
-    what they do not know of, they do not keep equal.
+    A and B are float32 on a half-precision base; a copied module keeps its type. Resize or tie a
+    Hugging Face model's embeddings before. With several processes, add the adapter before
+    DistributedDataParallel or ``fully_shard`` is called: what they do not know of, they do not
+    keep equal. Buffers are not frozen: a batch norm in training mode moves its running averages,
+    which are neither saved nor put back; put such modules into ``eval()``, or name them in
+    ``modules_to_save``.
 
     Args:
         model: Any module; changed in place. Paths and ``isinstance(model, …)`` stay as they are.
@@ -113,15 +116,10 @@ def attach(
     for layer in layers.values():
         _show_other(layer)  # PiSSA and OLoRA have prepared what their base is to hold
     replace_modules(model, [(wrapper.base, wrapper) for wrapper in new])
-    encoders = [m for m in modules.values() if isinstance(m, ENCODERS) and is_adapted(m)]
-    nested = []
-    for encoder in encoders:
-        if isinstance(encoder, nn.TransformerEncoderLayer):
-            encoder.register_forward_pre_hook(_no_fast_path)
-        elif getattr(encoder, "use_nested_tensor", False):  # only the fast path can read them
-            encoder.use_nested_tensor = False
-            nested.append(encoder)
-    model.__dict__["_minilora"] = Adaptation(config, before, originals, nested)
+    nested = leave_fast_path(modules.values())
+    model.__dict__["_minilora"] = Adaptation(
+        config, before, originals, nested, averages_seen(model)
+    )
 
 
 def make_layer(module: nn.Module, path: str, config: LoRAConfig) -> LoRALayer:
@@ -165,13 +163,6 @@ def make_copy(module: nn.Module) -> TrainedCopy:
     tuned = copy.deepcopy(module)
     tuned.requires_grad_(True)
     return TrainedCopy(module, tuned)
-
-
-def _no_fast_path(module: nn.Module, args: tuple[object, ...]) -> None:
-    """A hook that does nothing: its presence keeps PyTorch's encoder layers off their fast path.
-
-    In eval mode that path reads ``linear1.weight`` itself and so passes an adapter by.
-    """
 
 
 # --- switching ------------------------------------------------------------------------------
@@ -230,10 +221,10 @@ def _swap_biases(noted: Adaptation) -> None:
 
 
 def set_strength(model: Model, strength: float) -> Model:
-    """Multiply every scale by ``strength``: 1 is as trained, 0 the base, between them a blend.
+    """Multiply every scale by ``strength``: 1 is as trained, 0 takes B A out, between them a blend.
 
     For inference; a second call replaces the first. Trained biases, copies and the magnitudes of
-    DoRA do not change.
+    DoRA do not change; for the base itself, use ``disabled``.
 
     Raises:
         ValueError: No adapter, ``strength`` is not finite, the adapter is merged, or it began as
@@ -245,7 +236,7 @@ def set_strength(model: Model, strength: float) -> Model:
     if not math.isfinite(strength):
         raise ValueError(f"strength must be finite, but is {strength}")
     check_unmerged(model, "set_strength")
-    if any(layer.start is not None for layer in lora_layers(model).values()):
+    if strength != 1 and any(la.start is not None for la in lora_layers(model).values()):
         raise ValueError(
             f"init={adaptation(model).config.init!r} made A and B a part of the weights, so "
             "scaling them does not lead back to the base; save the adapter and load it again, "
@@ -300,12 +291,7 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
             parameter.requires_grad_(flag)
     for old, new in took_place:
         new.requires_grad_(old.requires_grad)
-    for encoder in noted.nested:
-        encoder.use_nested_tensor = True
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _no_fast_path:
-                del module._forward_pre_hooks[key]
+    allow_fast_path(model, noted.nested)
     del model.__dict__["_minilora"]
     return model
 

@@ -31,9 +31,12 @@ class LoRAConfig:
         targets: Which layers get an adapter. A list names module paths, whole
             (``"blocks.0.attention.q_proj"``) or by their last parts (``"q_proj"``). A string is
             a regular expression that must match a whole path, or ``"all-linear"``: every linear
-            layer but the output head. A module type takes every module of that type. A callable
-            ``(path, module) -> bool`` decides for itself.
-        exclude: What ``targets`` takes too much, in the same forms.
+            layer but those named head, lm_head, classifier, score or output_projection (in a
+            Hugging Face model, but its output embeddings) and those inside
+            ``nn.MultiheadAttention``; an output layer of another name goes into ``exclude``. A
+            module type takes every module of that type. A callable ``(path, module) -> bool``
+            decides for itself.
+        exclude: Layers to leave out of what ``targets`` matches, in the same forms.
         dropout: Probability with which an entry of the adapter's input is zeroed in training.
             Embeddings have no such input and ignore it.
         scaling: ``"standard"`` multiplies BA by alpha / r [1], ``"rslora"`` by
@@ -55,6 +58,9 @@ class LoRAConfig:
     Raises:
         TypeError, ValueError: A setting makes no sense. The message names it, says what was
             found and what to give instead.
+
+    PEFT's names: target_modules is ``targets``, exclude_modules ``exclude``, lora_alpha ``alpha``,
+    lora_dropout ``dropout``, use_rslora=True ``scaling="rslora"``, init_lora_weights ``init``.
 
     Sources:
         [1] Hu et al. 2021, arXiv 2106.09685. [2] Kalajdzievski 2023, arXiv 2312.03732.
@@ -81,6 +87,8 @@ class LoRAConfig:
         _check_rank("r", self.r)
         _check_alpha("alpha", self.alpha)
         _check_targets("targets", self.targets)
+        if _is_list(self.exclude) and not self.exclude:
+            object.__setattr__(self, "exclude", None)
         if self.exclude is not None:
             _check_targets("exclude", self.exclude)
         dropout = self.dropout

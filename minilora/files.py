@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,6 +32,7 @@ from minilora.layers import LoRAEmbedding, LoRALayer, is_sharded, whole
 from minilora.state import (
     Model,
     adaptation,
+    averages_seen,
     bias_of,
     check_enabled,
     check_unmerged,
@@ -67,6 +69,9 @@ KNOWN_INITS = (True, False, None, "gaussian", "pissa", "olora", "eva", "orthogon
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the adapter into the folder ``path``, which is made if need be.
 
+    With PiSSA, OLoRA and MiLoRA it is the plain LoRA of rank 2r that makes the same update to W₀;
+    VeRA and AdaLoRA are written as plain LoRA too.
+
     Killed at any moment, the folder loads as the adapter it held before or as the new one. Other
     files in it stay. Where several processes train one model, let one of them save; where the model
     is sharded (FSDP), call it in all of them, and the first writes.
@@ -82,6 +87,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             "the adapter's strength is not 1, and files do not hold it; "
             "call minilora.set_strength(model, 1) before save"
+        )
+    moved = [k for k, n in averages_seen(model).items() if n != noted.averages.get(k, n)]
+    if moved:
+        warnings.warn(
+            f"training moved the running averages of {', '.join(map(repr, moved))}, which an "
+            "adapter's files do not hold, so it will not load as it is; name such modules in "
+            "modules_to_save, or put them into eval() before training",
+            stacklevel=2,
         )
     tensors = _tensors(model)
     for key, tensor in tensors.items():
@@ -137,6 +150,7 @@ def _as_saved(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
 
 def _to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
     targets, exclude = config.targets, config.exclude
+    adapted = [la for la in lora_layers(model).values() if not isinstance(la, LoRAEmbedding)]
     if targets == "all-linear" or exclude == "all-linear":
         targets, exclude = exactly(list(lora_layers(model)), original_modules(model)), None
     return {
@@ -154,7 +168,8 @@ def _to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
         "target_modules": _names(targets),
         "exclude_modules": _names(exclude),
         "bias": config.bias,
-        "fan_in_fan_out": False,
+        # PEFT wants it so where weights are (in, out), and corrects it layer by layer.
+        "fan_in_fan_out": bool(adapted) and all(la.out_axis for la in adapted),
         "use_rslora": config.scaling == "rslora",
         "use_dora": config.use_dora,
         "rank_pattern": dict(config.rank_pattern),

@@ -26,7 +26,9 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
         keep_base: Keep the original weights aside, outside ``state_dict``, so that ``unmerge``
             is exact. It costs the memory of the adapted weights once more. Without them the
             adapter can no longer be saved, unmerged or disabled: ``save`` it before.
-        untie: Give a weight that is shared with another layer a copy of its own first.
+        untie: Give a weight that is shared with another layer a copy of its own first. For a
+            Hugging Face model, also set ``model.config.tie_word_embeddings = False``, or its
+            ``tie_weights()`` ties them again.
 
     Raises:
         ValueError: No adapter, merged already, a shared weight without ``untie``, a quantized
@@ -57,7 +59,7 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
         path, others = next(iter(tied.items()))
         raise ValueError(
             f"the weight of {path!r} is shared with {', '.join(map(repr, others))}: merging would "
-            "change that too. merge(model, untie=True) gives the adapted layer a weight of its own"
+            "change that too. untie=True gives the adapted layer a weight of its own"
         )
     losses = {path: _checked_loss(path, layer) for path, layer in layers.items()}
     done: list[LoRALayer] = []

@@ -6,9 +6,12 @@ each row takes its own A and B out of a stack, and two batched products add its 
     bank = AdapterBank(model)
     bank.add("code", "adapters/code")
     bank.add("prose", "adapters/prose")
-    with bank.rows(["code", "prose", None]):  # None: the base
+    with torch.no_grad(), bank.rows(["code", "prose", None]):  # None: the base
         logits = model(ids)  # ids of shape (3, …)
     bank.close()
+
+An adapter with trained biases, with a head of its own or with DoRA cannot share a batch, and is
+refused; it can be merged.
 
 Sources: [1] Chen et al. 2023 (Punica), arXiv 2310.18547. [2] Sheng et al. 2023 (S-LoRA),
 arXiv 2311.03285.
@@ -45,6 +48,7 @@ class ServedLinear(nn.Module):
             zeros: the base.
     """
 
+    is_served = True  # targets.py looks for it
     A: Tensor
     B: Tensor
 
@@ -92,7 +96,9 @@ def _padded(stack: Tensor, size: int, axis: int) -> Tensor:
 
 
 class AdapterBank:
-    """Named adapters on one frozen model; a batch may mix them. For inference.
+    """Named adapters on one model; a batch may mix them. For inference.
+
+    ``with AdapterBank(model) as bank: …`` closes it at the end.
 
     Args:
         model: A model without an adapter; changed in place until ``close``.
@@ -107,6 +113,7 @@ class AdapterBank:
         self.model = model
         self.names: list[str] = []
         self._rows = Rows()
+        self._closed = False
         self._served: dict[str, ServedLinear] = {}
 
     def add(self, name: str, path: str | os.PathLike[str]) -> None:
@@ -120,6 +127,11 @@ class AdapterBank:
         if not name or name in self.names:
             raise ValueError(f"the name {name!r} is {'taken' if name else 'empty'}; choose another")
         self._check_idle("add")
+        if self._closed or is_adapted(self.model):
+            raise ValueError(
+                "the bank is closed, or the model has been adapted since; make a new AdapterBank "
+                "of a model without an adapter"
+            )
         self._show(False)
         try:
             load(self.model, path)
@@ -199,7 +211,13 @@ class AdapterBank:
         """Put the original layers back and forget all adapters."""
         self._check_idle("close")
         self._show(False)
-        self.names, self._served = [], {}
+        self.names, self._served, self._closed = [], {}, True
+
+    def __enter__(self) -> AdapterBank:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def nbytes(self) -> int:
         """Bytes of all the stacks, padding included."""

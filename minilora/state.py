@@ -26,6 +26,7 @@ class Adaptation:
     requires_grad: list[tuple[nn.Module, str, bool]]  # as it was before
     biases: dict[str, tuple[nn.Module, Tensor]]  # whose bias trains, with its original value
     nested: list[nn.TransformerEncoder]  # those whose use of nested tensors was turned off
+    averages: dict[str, int]  # how many batches each batch norm had seen
 
 
 def adaptation(model: nn.Module) -> Adaptation:
@@ -77,6 +78,16 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     for wrapper in trained_copies(model).values():
         parameters += wrapper.tuned.parameters()
     return list(dict.fromkeys(parameters))
+
+
+def averages_seen(model: nn.Module) -> dict[str, int]:
+    """{path: batches that went into its running averages} of the batch norms of the base."""
+    found = {}
+    for path, module in model.named_modules():
+        seen = module._buffers.get("num_batches_tracked")
+        if seen is not None and ".tuned" not in f".{path}" and not seen.is_meta:
+            found[path] = int(seen)
+    return found
 
 
 def bias_of(module: nn.Module) -> nn.Parameter:

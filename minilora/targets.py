@@ -82,9 +82,32 @@ def plan(model: nn.Module, config: LoRAConfig) -> Plan:
     targets = find_targets(model, config)
     _check_patterns(config, targets)
     _check_named("modules_to_save", config.modules_to_save, modules)
-    if isinstance(config.exclude, tuple):
-        _check_named("exclude", config.exclude, modules)
+    if config.exclude is not None:
+        _check_exclude(model, modules, config)
     return Plan(modules, targets, find_copies(modules, config, targets))
+
+
+def _check_exclude(model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig) -> None:
+    """Refuse an ``exclude``, or a name in its list, that takes nothing out."""
+    assert config.exclude is not None
+    whole, exclude = config.modules_to_save, config.exclude
+    parts: list[Any] = [exclude]
+    if isinstance(exclude, tuple):
+        _check_named("exclude", exclude, modules)
+        parts = [(name,) for name in exclude]
+    chosen = set(_select(model, modules, config.targets, "targets", whole))
+    for part in parts:
+        hits = _select(model, modules, part, "exclude", whole)
+        if chosen.isdisjoint(hits):
+            inside = [path for path in chosen if any(path.startswith(f"{h}.") for h in hits)]
+            hint = f"; it names what contains {min(inside)!r}: list that" if inside else ""
+            raise ValueError(
+                f"exclude={_shown(part)} takes nothing out of targets={_shown(config.targets)}{hint}"
+            )
+
+
+def _shown(names: Any) -> str:
+    return repr(list(names) if isinstance(names, tuple) else names)
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -94,6 +117,8 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
         ValueError: As in ``add_lora``.
     """
     modules = original_modules(model)
+    if any(hasattr(type(module), "is_served") for module in modules.values()):
+        raise ValueError("an AdapterBank serves this model; call its close() first")
     whole = config.modules_to_save
     chosen = _select(model, modules, config.targets, "targets", whole)
     if config.exclude is not None:
@@ -131,7 +156,14 @@ def _select(
             _check_named(setting, targets, modules)
         hits = matching(paths, targets)
     if not hits and setting == "targets":
-        raise ValueError(f"targets={targets!r} matches nothing; {_adaptable(modules)}")
+        hint = ""
+        if isinstance(targets, str) and matching(paths, [targets]):
+            hint = (
+                f"a string must match a whole path; for layers of that name, write [{targets!r}]; "
+            )
+        elif isinstance(targets, str) and targets.lower().replace("_", "-") == "all-linear":
+            hint = "did you mean 'all-linear'? "
+        raise ValueError(f"targets={targets!r} matches nothing; {hint}{_adaptable(modules)}")
     return hits
 
 
@@ -218,7 +250,7 @@ def _check_convolution(path: str, module: nn.Conv1d | nn.Conv2d) -> None:
         if (set(found) != {1}) if setting == "dilation" else (found != usual):
             raise ValueError(
                 f"{path!r} is a convolution with {setting}={found!r}, which adapters do not "
-                "support; list it in exclude"
+                "support; leave it out of targets, or list it in exclude"
             )
 
 
@@ -290,7 +322,12 @@ def find_copies(
                 "leave it out of quantize_linears"
             )
         for other in [*targets, *(p for p in paths if p != path)]:
-            if other == path or other.startswith(path + "."):
+            if other == path:
+                raise ValueError(
+                    f"{path!r} is in both targets and modules_to_save; it has an adapter or is "
+                    "trained whole, so take it out of one of them"
+                )
+            if other.startswith(path + "."):
                 raise ValueError(
                     f"{path!r} is in modules_to_save and so trained whole, but targets or "
                     f"modules_to_save name {other!r} too. To train it whole, list it in exclude; "

@@ -110,3 +110,10 @@ def test_prediction_needs_no_memory(device):
     with torch.device(device):
         model = nn.ModuleDict({"q_proj": nn.Linear(10**5, 10**5)})
     assert predict_trainable(copy.copy(model), LoRAConfig(r=8, targets=["q_proj"])) == 8 * 2 * 10**5
+
+
+def test_summary_says_when_nothing_trains_because_it_is_merged():
+    model = toy(targets=["q_proj"])
+    assert "merged" not in str(minilora.summary(model))
+    with minilora.merged(model):
+        assert str(minilora.summary(model)).endswith("do not train until unmerge")

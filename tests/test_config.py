@@ -115,7 +115,7 @@ REFUSED = [
     ({"targets": None}, TypeError, ["targets", "None"]),
     ({"targets": {"a": 1}}, TypeError, ["targets"]),
     ({"targets": b"q"}, TypeError, ["targets"]),
-    ({"exclude": []}, TypeError, ["exclude"]),
+    ({"exclude": [1]}, TypeError, ["exclude"]),
     ({"exclude": "["}, ValueError, ["exclude", "regular expression"]),
     ({"rank_pattern": [("q", 1)]}, TypeError, ["rank_pattern", "dict"]),
     ({"rank_pattern": {"q": 0}}, ValueError, ["rank_pattern['q']", "at least 1"]),

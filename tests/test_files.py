@@ -745,3 +745,23 @@ def test_loading_never_changes_the_base(tmp_path):
         minilora.load(model, tmp_path)
         minilora.load(model, tmp_path)
         minilora.remove_lora(model)
+
+
+def test_moved_running_averages_are_told_of(tmp_path, recwarn):
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    x = torch.randn(2, 3, 6, 6)
+    still = add_lora(model(), LoRAConfig(r=2, targets=["0"])).eval()
+    still(x)
+    minilora.save(still, tmp_path / "a")
+    whole = add_lora(model(), LoRAConfig(r=2, targets=["0"], modules_to_save=["1"]))
+    whole(x)
+    minilora.save(whole, tmp_path / "b")
+    assert bits(minilora.load(model(), tmp_path / "b").eval()(x)) == bits(whole.eval()(x))
+    assert not recwarn.list
+    moved = add_lora(model(), LoRAConfig(r=2, targets=["0"]))
+    moved(x)
+    with pytest.warns(UserWarning, match="running averages of '1'.*modules_to_save"):
+        minilora.save(moved, tmp_path / "c")

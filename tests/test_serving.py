@@ -164,3 +164,17 @@ def test_refusals(bank, folders, tmp_path):
                 action()
     adapted = add_lora(base(), LoRAConfig(targets=["q_proj"]))
     refuses(adapted, lambda: AdapterBank(adapted), "remove_lora")
+
+
+def test_a_served_model_takes_no_adapter_and_a_closed_bank_no_more(bank, folders):
+    config = LoRAConfig(targets=["q_proj"])
+    refuses(bank.model, lambda: add_lora(bank.model, config), "AdapterBank", "close")
+    refuses(bank.model, lambda: minilora.load(bank.model, folders / "a"), "AdapterBank")
+    with AdapterBank(base()) as other:
+        other.add("a", folders / "a")
+        add_lora_later = other.model
+    assert not any(isinstance(m, ServedLinear) for m in add_lora_later.modules())
+    refuses(add_lora_later, lambda: other.add("b", folders / "b"), "closed")
+    idle = AdapterBank(base())
+    adapted = shake(add_lora(idle.model, config))
+    refuses(adapted, lambda: idle.add("a", folders / "a"), "adapted since")

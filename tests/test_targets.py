@@ -259,9 +259,8 @@ def test_weights_that_are_not_floats_or_not_there():
 def test_modules_to_save_may_not_overlap():
     no(
         Toy(),
-        "'head'",
+        "'head' is in both",
         "trained whole",
-        "exclude",
         targets=["head", "q_proj"],
         modules_to_save=["head"],
     )
@@ -308,3 +307,28 @@ def test_parametrized_layers_are_found():
     register_parametrization(model["a"], "weight", nn.Identity())
     assert found(model, ["a"]) == ["a"]
     assert found(Tied(), ["head", "embed"]) == ["embed", "head"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "words"),
+    [
+        (["norm"], ["exclude=['norm'] takes nothing out"]),
+        (["q_proj", "head"], ["exclude=['head'] takes nothing out"]),
+        (["blocks"], ["takes nothing out", "contains 'blocks.0.q_proj'"]),
+        ("blocks", ["exclude='blocks' takes nothing out", "contains 'blocks.0.q_proj'"]),
+        (".*porj", ["takes nothing out"]),
+        (nn.Conv2d, ["takes nothing out"]),
+        (lambda path, module: False, ["takes nothing out"]),
+    ],
+)
+def test_an_exclude_that_takes_nothing_out_is_refused(exclude, words):
+    no(Toy(), *words, targets=["q_proj", "v_proj"], exclude=exclude)
+
+
+def test_an_empty_exclude_is_none():
+    assert LoRAConfig(exclude=[]).exclude is None
+
+
+def test_a_name_given_as_a_string_is_explained():
+    no(Toy(), "whole path", "['q_proj']", targets="q_proj")
+    no(Toy(), "did you mean 'all-linear'", targets="all_linear")

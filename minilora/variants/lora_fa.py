@@ -52,6 +52,11 @@ def freeze_A(model: Model) -> Model:
 
 def check_A_is_random(path: str, layer: LoRALayer) -> None:
     """Raise ValueError where freezing A is not what LoRA-FA means."""
+    if layer.start is not None:
+        raise ValueError(
+            f"in {path!r} A began as a part of the weight, and LoRA-FA needs a random one; use "
+            "init='default'"
+        )
     if not isinstance(layer, (LoRALinear, LoRAHFConv1D, LoRAConv)):
         raise ValueError(
             f"{path!r} is adapted by a {type(layer).__name__}, and LoRA-FA needs layers whose A "

@@ -343,7 +343,9 @@ def test_saved_keys_and_values(case, tmp_path):
     texts = [
         json.loads((tmp_path / n / "adapter_config.json").read_text()) for n in ("ours", "theirs")
     ]
-    told_later = {"auto_mapping", "exclude_modules", "target_modules", "fan_in_fan_out"}
+    told_later = {"auto_mapping", "exclude_modules", "target_modules"}
+    if case == "conv1D and embedding":  # PEFT says what it found last
+        told_later.add("fan_in_fan_out")
     for key in texts[0].keys() - told_later:
         assert texts[0][key] == texts[1][key], key
     assert all(key in texts[1] for key in texts[0])

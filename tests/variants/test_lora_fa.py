@@ -162,3 +162,8 @@ def test_summary_counts_what_still_trains():
     freeze_A(model)
     assert minilora.summary(model).trainable == before // 2
     assert [row[4] for row in minilora.summary(model).rows] == [16, 16]
+
+
+def test_an_A_that_began_as_a_part_of_the_weight_is_refused():
+    model = add_lora(Toy(), LoRAConfig(r=2, targets=["q_proj"], init="pissa"))
+    refuses(model, lambda: freeze_A(model), "part of the weight", "init='default'")
