@@ -102,7 +102,8 @@ def _check_exclude(model: nn.Module, modules: dict[str, nn.Module], config: LoRA
             inside = [path for path in chosen if any(path.startswith(f"{h}.") for h in hits)]
             hint = f"; it names what contains {min(inside)!r}: list that" if inside else ""
             raise ValueError(
-                f"exclude={_shown(part)} takes nothing out of targets={_shown(config.targets)}{hint}"
+                f"exclude={_shown(part)} takes nothing out of "
+                f"targets={_shown(config.targets)}{hint}"
             )
 
 

@@ -18,6 +18,13 @@ from minilora.exercises.ch02 import (
     check_rank_for_error,
     check_truncate,
 )
+from minilora.exercises.ch03 import (
+    check_blur_singular_values,
+    check_effective_rank,
+    check_randomized_svd,
+    check_stable_rank,
+    check_worth_keeping,
+)
 from minilora.exercises.ch04 import (
     check_balance,
     check_floor,
@@ -49,9 +56,11 @@ from minilora.exercises.ch08 import (
 __all__ = [
     "check_addition_factors",
     "check_balance",
+    "check_blur_singular_values",
     "check_budget",
     "check_chance_share",
     "check_choose_rate",
+    "check_effective_rank",
     "check_errors_from_singular_values",
     "check_floor",
     "check_largest_saving_rank",
@@ -67,12 +76,15 @@ __all__ = [
     "check_paired_interval",
     "check_pca_scores",
     "check_peel_once",
+    "check_randomized_svd",
     "check_rank_for_error",
     "check_rank_for_share",
     "check_relative_change",
+    "check_stable_rank",
     "check_stored_numbers",
     "check_strict_load",
     "check_truncate",
     "check_truncate_update",
     "check_weighted_floor",
+    "check_worth_keeping",
 ]
