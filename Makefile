@@ -43,10 +43,10 @@ site-check: env ## test the built pages in headless Chromium
 	@$(PY) -m pytest -m site tests/book $(PYTEST_FLAGS)
 
 bench: env ## time and weigh minilora beside PEFT, loralib and full fine-tuning
-	@$(PY) tests/bench/run.py $(BENCH_FLAGS)
+	@$(PY) tests/bench/bench.py $(BENCH_FLAGS)
 
 faults: env ## kill saves, fill the disk, damage folders: what load and save must survive
-	@$(PY) tests/faults/run.py $(FAULTS_FLAGS)
+	@$(PY) tests/faults/faults.py $(FAULTS_FLAGS)
 
 format: env ## put code and notebooks into the house format, strip outputs
 	$(PY) -m nbstripout --keep-id notebooks/*.ipynb

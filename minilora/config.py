@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import sys
@@ -153,7 +154,12 @@ _PATTERN = r"(.*\.)?({})$"  # PEFT's grammar for the keys of rank_pattern and al
 
 def key_fits(key: str, path: str) -> bool:
     """Whether ``path`` ends with the regular expression ``key``, at a dot or as a whole."""
-    return re.match(_PATTERN.format(key), path) is not None
+    return _ending(key).match(path) is not None
+
+
+@functools.cache  # re's own cache holds 512, and a pattern for each layer can be more
+def _ending(key: str) -> re.Pattern[str]:
+    return re.compile(_PATTERN.format(key))
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,18 +26,28 @@ from minilora.adapt import (
     remove_lora,
 )
 from minilora.config import LoRAConfig
-from minilora.folder import CONFIG_FILE, TENSOR_FILE, AdapterError, read_folder, write_folder
+from minilora.folder import (
+    CONFIG_FILE,
+    FLOATS,
+    TENSOR_FILE,
+    AdapterError,
+    check_shape,
+    checked,
+    is_quick,
+    read_folder,
+    write_folder,
+)
 from minilora.layers import LoRAEmbedding, LoRALayer, is_sharded, whole
 from minilora.state import (
     Model,
     adaptation,
-    averages_seen,
     bias_of,
     check_enabled,
     check_unmerged,
     is_adapted,
     lora_layers,
     trained_copies,
+    warn_of_averages,
 )
 from minilora.targets import (
     exactly,
@@ -88,21 +97,19 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "the adapter's strength is not 1, and files do not hold it; "
             "call minilora.set_strength(model, 1) before save"
         )
-    moved = [k for k, n in averages_seen(model).items() if n != noted.averages.get(k, n)]
-    if moved:
-        warnings.warn(
-            f"training moved the running averages of {', '.join(map(repr, moved))}, which an "
-            "adapter's files do not hold, so it will not load as it is; name such modules in "
-            "modules_to_save, or put them into eval() before training",
-            stacklevel=2,
-        )
+    warn_of_averages(model)
+    config = noted.config
+    if any(layer.start is not None for layer in lora_layers(model).values()):
+        from minilora.variants.initializers import plain_config
+
+        config = plain_config(config)
     tensors = _tensors(model)
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise AdapterError(f"{key} holds NaN or infinity: training diverged; not saved")
     if any(map(is_sharded, model.parameters())) and torch.distributed.get_rank() > 0:
         return
-    write_folder(Path(path), _to_peft(model, _as_saved(model, noted.config)), tensors)
+    write_folder(Path(path), _to_peft(model, config), tensors)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -131,21 +138,6 @@ def _factor_names(layer: LoRALayer) -> tuple[str, str]:
 def _bias_key(name: str, layers: Mapping[str, object]) -> str:
     path = name.removesuffix("bias").removesuffix(".")
     return f"{path}.base_layer.bias" if path in layers else name
-
-
-def _as_saved(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
-    """The config of the plain LoRA that is written: of rank 2r, where A and B began inside W₀."""
-    if all(layer.start is None for layer in lora_layers(model).values()):
-        return config
-    more = 2**0.5 if config.scaling == "rslora" else 2  # the scale stays what it is
-    return replace(
-        config,
-        init="default",
-        r=2 * config.r,
-        alpha=more * config.alpha,
-        rank_pattern={key: 2 * r for key, r in config.rank_pattern.items()},
-        alpha_pattern={key: more * alpha for key, alpha in config.alpha_pattern.items()},
-    )
 
 
 def _to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
@@ -231,7 +223,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         found = [k for k in (_bias_key(name, layers), name) if k in rest]
         if not found:
             raise AdapterError(f"bias={config.bias!r}, but the file has no tensor for {name!r}")
-        values[name] = _checked(found[0], rest.pop(found[0]), bias)
+        values[name] = checked(found[0], rest.pop(found[0]), bias)
     with disabled(model) if is_adapted(model) else nullcontext():  # the base has its own biases
         too_much = [key for key, tensor in rest.items() if not _repeats_base(key, tensor, modules)]
     if too_much:
@@ -252,7 +244,9 @@ def _repeats_base(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) ->
     """Whether a tensor only repeats the base, as PEFT writes some weights of adapted embeddings."""
     path, _, name = re.sub(r"\.(base_layer|original_module)\.", ".", key).rpartition(".")
     own = modules[path]._parameters.get(name) if path in modules else None
-    return own is not None and torch.equal(own.cpu(), tensor.to(own.dtype))
+    if own is None or own.shape != tensor.shape or tensor.dtype not in FLOATS:
+        return False  # before anything of the tensor's size is allocated
+    return torch.equal(own.cpu(), tensor.to(own.dtype))
 
 
 def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
@@ -294,6 +288,14 @@ def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
         )
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{CONFIG_FILE}: {error}") from None
+    if not all(is_quick(x) for x in (config.targets, config.exclude) if isinstance(x, str)):
+        config = replace(config, targets=found, exclude=None)  # the keys say it as well
+    for key in [*config.rank_pattern, *config.alpha_pattern]:
+        if not is_quick(key):
+            raise AdapterError(
+                f"{CONFIG_FILE}: a pattern has the key {key!r}, which repeats too much to be "
+                "matched in reasonable time; write out the names"
+            )
     for name, value in settings.items():
         if value and name not in HARMLESS:
             raise AdapterError(
@@ -307,7 +309,7 @@ def _group(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """({module path: {"A": …, "B": …}}, everything else), names as the model has them."""
     factor = re.compile(
-        r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?"
+        r"(.+)\.lora_((?:embedding_)?[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?"
     )
     parts: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
@@ -316,7 +318,8 @@ def _group(
         hit = factor.fullmatch(name)
         pair = parts.setdefault(hit[1], {}) if hit else rest
         short = hit[2] if hit else re.sub(r"\.modules_to_save\.(default\.)?", ".", name)
-        if short in pair and not torch.equal(pair[short], tensor):
+        other = pair.get(short)
+        if other is not None and (other.dtype != tensor.dtype or not torch.equal(other, tensor)):
             raise AdapterError(f"the file has two tensors for {name!r}")
         pair[short] = tensor
     if not parts:
@@ -347,24 +350,40 @@ def _fitted_layers(
         kind = layer_type(modules[path])
         assert kind is not None  # find_targets let it through
         shapes = kind.shapes(modules[path], config.rank_for(path))
-        names = ["A", "B", "magnitude_vector"] if config.use_dora else ["A", "B"]
+        names = ["embedding_A", "embedding_B"] if kind is LoRAEmbedding else ["A", "B"]
+        names += ["magnitude_vector"] * config.use_dora
         for name in dict.fromkeys([*names, *found]):
             if name not in found:
                 raise AdapterError(
                     f"target_modules names {path!r}, but the file has no {name} for it"
                 )
             if name not in names:
-                raise AdapterError(f"the file has a {name} for {path!r}, but use_dora is not set")
-        for name, shape in zip("AB", shapes, strict=True):
-            _check_shape(f"{path}: {name}", found[name], shape)  # before anything is allocated
-        layer = make_layer(modules[path], path, config)
-        if config.init in ("pissa", "olora"):  # the file says what A and B became, not the rest
-            layer.initialize(config.init)
-        add_magnitudes(layer, config)
-        for name, parameter in zip(names, layer.trained(), strict=True):
-            parameter.data = _checked(f"{path}: {name}", found[name], parameter)
-        layers[path] = layer
+                raise AdapterError(
+                    f"the file has a lora_{name} for {path!r}, but {kind.__name__} has none"
+                    + " unless use_dora is set" * (name == "magnitude_vector")
+                )
+        for name, shape in zip(names, shapes, strict=False):
+            check_shape(f"{path}: {name}", found[name], shape)  # before anything is allocated
+        try:
+            layers[path] = _filled(modules[path], path, config, [found[name] for name in names])
+        except (ValueError, RuntimeError, MemoryError) as error:  # torch's own for a full memory
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(f"the adapter of {path!r} cannot be made: {error}") from None
     return layers
+
+
+def _filled(
+    module: nn.Module, path: str, config: LoRAConfig, values: Sequence[Tensor]
+) -> LoRALayer:
+    layer = make_layer(module, path, config)
+    if config.init in ("pissa", "olora"):  # the file says what A and B became, not the rest
+        layer.initialize(config.init)
+    add_magnitudes(layer, config)
+    names = ("A", "B", "lora_magnitude_vector")
+    for name, parameter, value in zip(names, layer.trained(), values, strict=False):
+        parameter.data = checked(f"{path}: {name}", value, parameter)
+    return layer
 
 
 def _fill_copy(path: str, module: nn.Module, rest: dict[str, Tensor]) -> None:
@@ -374,33 +393,5 @@ def _fill_copy(path: str, module: nn.Module, rest: dict[str, Tensor]) -> None:
         key = f"{path}.{name}"
         if key not in rest:
             raise AdapterError(f"modules_to_save names {path!r}, but the file has no {key!r}")
-        values[name] = _checked(key, rest.pop(key), tensor)
+        values[name] = checked(key, rest.pop(key), tensor)
     module.load_state_dict(values)
-
-
-def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise AdapterError(
-            f"{name} has shape {tuple(tensor.shape)} in the file, but the model and the rank in "
-            f"{CONFIG_FILE} ask for {tuple(shape)}"
-        )
-
-
-def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` with the type and place of ``like``; refused where it cannot stand for it."""
-    _check_shape(name, tensor, like.shape)
-    if like.is_meta:
-        raise AdapterError(
-            f"{name} has no place to go: the model is on the meta device, which holds no numbers; "
-            "load the base model's weights first"
-        )
-    if like.is_floating_point():
-        if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-            raise AdapterError(f"{name} holds {tensor.dtype}, where floating point is needed")
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{name} holds NaN or infinity")
-        if not torch.isfinite(tensor.to(like.dtype)).all():
-            raise AdapterError(f"{name} holds numbers too large for {like.dtype}")
-    elif tensor.dtype != like.dtype:
-        raise AdapterError(f"{name} holds {tensor.dtype}, where {like.dtype} is needed")
-    return tensor.to(device=like.device, dtype=like.dtype, copy=True)

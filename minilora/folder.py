@@ -12,19 +12,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+MOST_CONFIG = 2**20  # bytes; real ones have thousands, and JSON grows thirtyfold when it is read
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class AdapterError(ValueError):
     """A folder that cannot be loaded, or an adapter that cannot be saved, and why."""
+
+    def __init__(self, message: str) -> None:
+        # Names come from the file, and a hostile one may be of any length.
+        super().__init__(message if len(message) <= 600 else f"{message[:599]}…")
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -68,7 +77,18 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors of one and the same state of the folder."""
+    """The config and the tensors of one and the same state of the folder.
+
+    Raises:
+        AdapterError: The folder cannot be read, or what is in it is no adapter.
+    """
+    try:
+        return _read(folder)
+    except OSError as error:  # no right to read, a name that is too long, a broken disk
+        raise AdapterError(f"{folder / CONFIG_FILE} cannot be read: {error.strerror}") from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensor_file, config_file = folder / TENSOR_FILE, folder / CONFIG_FILE
     if not folder.is_dir():
         raise AdapterError(f"{folder} is not a folder; give the one that holds {CONFIG_FILE}")
@@ -85,7 +105,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"{tensor_file} is damaged or cannot be read: {error}") from error
     inside = metadata.get(CONFIG_FILE)
     if config_file.is_file():
-        settings = _json(config_file.read_bytes(), str(config_file))
+        with open(config_file, "rb") as stream:
+            settings = _json(stream.read(MOST_CONFIG + 1), str(config_file))
         if inside is not None:
             own = _json(inside.encode(), f"the config inside {tensor_file}")
             if _identity(own) != _identity(settings):  # a save was killed between the two files
@@ -98,6 +119,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _json(text: bytes, name: str) -> dict[str, Any]:
+    if len(text) > MOST_CONFIG:
+        raise AdapterError(f"{name} is not a config: it has more than {MOST_CONFIG:,} bytes")
     try:
         value = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -110,3 +133,39 @@ def _json(text: bytes, name: str) -> dict[str, Any]:
 def _identity(settings: dict[str, Any]) -> object:
     mapping = settings.get("auto_mapping")
     return mapping.get("minilora_id") if isinstance(mapping, dict) else None
+
+
+def is_quick(pattern: str) -> bool:
+    """Whether a regular expression surely matches fast: few repetitions, and none of a group."""
+    plain = re.sub(r"\\.|\[[^]]*\]", "x", pattern)  # escapes and classes are single characters
+    repeats = re.findall(r"[*+{]|(?<![(*+}])\?", plain)
+    return len(repeats) <= 4 and plain.count("(") <= 4 and not re.search(r"\)[*+{]", plain)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raise AdapterError where the shape is another; nothing is read for it."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise AdapterError(
+            f"{name} has shape {tuple(tensor.shape)} in the file, but the model and the rank in "
+            f"{CONFIG_FILE} ask for {tuple(shape)}"
+        )
+
+
+def checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` with the type and place of ``like``; refused where it cannot stand for it."""
+    check_shape(name, tensor, like.shape)
+    if like.is_meta:
+        raise AdapterError(
+            f"{name} has no place to go: the model is on the meta device, which holds no numbers; "
+            "load the base model's weights first"
+        )
+    if like.is_floating_point():
+        if tensor.dtype not in FLOATS:
+            raise AdapterError(f"{name} holds {tensor.dtype}, where floating point is needed")
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{name} holds NaN or infinity")
+        if not torch.isfinite(tensor.to(like.dtype)).all():
+            raise AdapterError(f"{name} holds numbers too large for {like.dtype}")
+    elif tensor.dtype != like.dtype:
+        raise AdapterError(f"{name} holds {tensor.dtype}, where {like.dtype} is needed")
+    return tensor.to(device=like.device, dtype=like.dtype, copy=True)

@@ -33,9 +33,10 @@ def textbook() -> Iterator[None]:
     """Compute every adapted layer by the formula of the paper, ``base(x) + scale · B(A(x))``.
 
     Outside this context a layer takes a faster form of the same sum where it is safe. The two
-    differ by rounding: by at most 1e-5 of the largest output. Inside it, outputs and gradients
-    equal those of PEFT to the last bit, also for float32 adapters on a half-precision base,
-    where the input is then computed with (and kept) in float32. Nests; restores after an error.
+    differ by rounding: in float32 by at most 1e-5 of the largest output. Inside it, outputs and
+    gradients equal those of PEFT to the last bit, also for float32 adapters on a half-precision
+    base, where the input is then computed with (and kept) in float32. Nests; restores after an
+    error.
     """
     global _textbook_depth
     _textbook_depth += 1
@@ -202,10 +203,11 @@ class LoRALayer(nn.Module):
         # The base's output is fresh, so the update can be added into it: no second tensor of its
         # size. Scaling the narrow (N, r) product costs less than scaling the wide (N, out) one,
         # and from a contiguous Bᵀ autograd computes B's gradient in the order that is quick.
+        _, A, B = self.same_dtype(x)
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         y = self.apply_weight(flat, self.base.weight, self.base.bias)  # (N, out)
-        narrow = self.drop(flat) @ self.A.T  # (N, r)
-        y.addmm_(narrow * self.scale, self.B.T.contiguous())
+        narrow = self.drop(flat) @ A.T  # (N, r)
+        y.addmm_(narrow * self.scale, B.T.contiguous())
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _fast_is_safe(self, x: Tensor) -> bool:
@@ -218,7 +220,7 @@ class LoRALayer(nn.Module):
             and not x.is_nested
             and x.dim() > 1
             and x.numel() > 0
-            and x.dtype == base.weight.dtype == self.A.dtype
+            and x.dtype == base.weight.dtype
             and not torch._C._is_any_autocast_enabled()
             and not _has_hooks(base)
             and not torch._C._are_functorch_transforms_active()
@@ -229,7 +231,7 @@ class LoRALayer(nn.Module):
 
     def drop(self, x: Tensor) -> Tensor:
         """The adapter's input, in training with dropout."""
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def same_dtype(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, A and B in one type, so that they can be multiplied."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -88,6 +89,19 @@ def averages_seen(model: nn.Module) -> dict[str, int]:
         if seen is not None and ".tuned" not in f".{path}" and not seen.is_meta:
             found[path] = int(seen)
     return found
+
+
+def warn_of_averages(model: nn.Module) -> None:
+    """Warn where a batch norm of the base has moved its averages since ``add_lora``."""
+    before = adaptation(model).averages
+    moved = [path for path, n in averages_seen(model).items() if n != before.get(path, n)]
+    if moved:
+        warnings.warn(
+            f"training moved the running averages of {', '.join(map(repr, moved))}, which an "
+            "adapter's files do not hold, so it will not load as it is; name such modules in "
+            "modules_to_save, or put them into eval() before training",
+            stacklevel=3,
+        )
 
 
 def bias_of(module: nn.Module) -> nn.Parameter:

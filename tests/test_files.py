@@ -708,7 +708,7 @@ def test_damaged_files(tmp_path, damage):
 
 def test_another_base_is_refused(tmp_path):
     saved(tmp_path, targets=["q_proj", "embed"])
-    not_loaded(tmp_path, "embed: B", "(8, 8)", "(4, 8)", model=Toy(4))
+    not_loaded(tmp_path, "embed: embedding_B", "(8, 8)", "(4, 8)", model=Toy(4))
     not_loaded(tmp_path, "no such module", "base model", model=nn.Sequential(nn.Linear(2, 2)))
 
 

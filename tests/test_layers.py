@@ -291,13 +291,26 @@ def expected(layer: LoRALinear, x: Tensor) -> Tensor:
     return layer.base(x) + (x @ layer.A.T @ layer.B.T) * layer.scale
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_fast_form_on_half_precision_casts_the_factors_and_keeps_x_as_it_is(half):
+    layer, x = linear(64, 48, 4, dtype=half), torch.randn(100, 64, dtype=half)
+    assert form(layer, x) == "fast"
+    x.requires_grad_()
+    layer(x).float().sin().sum().backward()
+    assert layer.A.grad.dtype == layer.B.grad.dtype == torch.float32
+    exact = x.detach().double() @ (layer.weight.double() + layer.delta().double()).T
+    exact = exact + layer.bias.double()
+    assert (layer(x).double() - exact).norm() < torch.finfo(half).eps * exact.norm()
+
+
 def test_textbook_for_awkward_inputs():
     layer = linear()
     for x in (torch.randn(6), torch.randn(0, 6), torch.randn(2, 0, 6)):
         assert form(layer, x) == "textbook"
         assert torch.allclose(layer(x), expected(layer, x), atol=1e-6)
     half = linear(dtype=torch.bfloat16)
-    assert form(half, torch.randn(4, 6, dtype=torch.bfloat16)) == "textbook"
+    with pytest.raises(RuntimeError, match="dtype"):  # what the base itself says
+        half(torch.randn(4, 6))
     assert form(layer, torch.randn(4, 6).as_subclass(Labelled)) == "textbook"
     meta = linear().to("meta")
     assert meta(torch.randn(4, 6, device="meta")).shape == (4, 5)

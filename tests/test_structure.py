@@ -74,7 +74,7 @@ def test_counting_code_lines(tmp_path):
 def test_the_core_can_be_read_in_a_sitting():
     core = ["config", "layers", "adapt", "files"]
     assert sum(code_lines(path_of(name)) for name in core) < 900
-    assert sum(code_lines(path_of(name)) for name in ORDER[:10]) < 1560
+    assert sum(code_lines(path_of(name)) for name in ORDER[:10]) < 1600
     assert max(code_lines(path_of(name)) for name in ORDER) < 330
 
 

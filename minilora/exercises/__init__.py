@@ -32,6 +32,13 @@ from minilora.exercises.ch04 import (
     check_many_examples,
     check_weighted_floor,
 )
+from minilora.exercises.ch05 import (
+    check_attention,
+    check_block_numbers,
+    check_causal_attention,
+    check_cross_entropy,
+    check_layer_norm,
+)
 from minilora.exercises.ch06 import (
     check_chance_share,
     check_rank_for_share,
@@ -55,15 +62,20 @@ from minilora.exercises.ch08 import (
 
 __all__ = [
     "check_addition_factors",
+    "check_attention",
     "check_balance",
+    "check_block_numbers",
     "check_blur_singular_values",
     "check_budget",
+    "check_causal_attention",
     "check_chance_share",
     "check_choose_rate",
+    "check_cross_entropy",
     "check_effective_rank",
     "check_errors_from_singular_values",
     "check_floor",
     "check_largest_saving_rank",
+    "check_layer_norm",
     "check_leading_triplet",
     "check_lora_count",
     "check_lora_embedding",

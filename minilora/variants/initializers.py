@@ -8,9 +8,12 @@ the original W₀ is kept aside, at the cost of its memory once more, for ``remo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from minilora.config import LoRAConfig
 from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear
 
 
@@ -45,6 +48,22 @@ def fill(layer: LoRALayer, init: str) -> None:
     # add_lora puts this into the base, and W₀ here.
     residual = (W - layer.scale * B @ A).transpose(0, layer.out_axis)
     layer._kept = [residual.to(weight.dtype).contiguous()]
+
+
+def plain_config(config: LoRAConfig) -> LoRAConfig:
+    """The config of the plain LoRA, of rank 2r, that makes the same update to the original W₀.
+
+    scale · (B A − B₀ A₀) has the factors [B, −B₀] and [A; A₀], and the scale stays what it is.
+    """
+    more = 2**0.5 if config.scaling == "rslora" else 2
+    return replace(
+        config,
+        init="default",
+        r=2 * config.r,
+        alpha=more * config.alpha,
+        rank_pattern={key: 2 * r for key, r in config.rank_pattern.items()},
+        alpha_pattern={key: more * alpha for key, alpha in config.alpha_pattern.items()},
+    )
 
 
 def pissa(W: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
