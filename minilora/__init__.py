@@ -1,4 +1,4 @@
-"""minilora: low-rank adaptation in plain PyTorch, small enough to read in a sitting.
+"""minilora: low-rank adaptation in plain PyTorch, small enough to read in a sitting::
 
     config = minilora.LoRAConfig(r=8, alpha=16, targets=["q_proj", "v_proj"])
     model = minilora.add_lora(model, config)

@@ -1,4 +1,4 @@
-"""Relatives of LoRA, one idea a file; nothing here is imported until it is asked for.
+"""Relatives of LoRA, one idea a file; nothing here is imported until it is asked for::
 
     from minilora.variants.loraplus import loraplus_groups    # LoRA+: B learns faster
     from minilora.variants.lora_fa import freeze_A            # LoRA-FA: only B learns
