@@ -290,10 +290,10 @@ def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
         raise AdapterError(f"{CONFIG_FILE}: {error}") from None
     if not all(is_quick(x) for x in (config.targets, config.exclude) if isinstance(x, str)):
         config = replace(config, targets=found, exclude=None)  # the keys say it as well
-    for key in [*config.rank_pattern, *config.alpha_pattern]:
-        if not is_quick(key):
+    for name in ("rank_pattern", "alpha_pattern"):
+        if slow := [key for key in getattr(config, name) if not is_quick(key)]:
             raise AdapterError(
-                f"{CONFIG_FILE}: a pattern has the key {key!r}, which repeats too much to be "
+                f"{CONFIG_FILE}: {name} has the key {slow[0]!r}, which repeats too much to be "
                 "matched in reasonable time; write out the names"
             )
     for name, value in settings.items():

@@ -85,7 +85,9 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         return _read(folder)
     except OSError as error:  # no right to read, a name that is too long, a broken disk
-        raise AdapterError(f"{folder / CONFIG_FILE} cannot be read: {error.strerror}") from error
+        raise AdapterError(
+            f"the folder or its {CONFIG_FILE} cannot be read: {error.strerror}: {folder}"
+        ) from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
