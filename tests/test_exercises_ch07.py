@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exercise_help import exercise_tests
 
 from minilora import exercises
 
@@ -160,34 +161,7 @@ WRONG: list[tuple[str, Function, str]] = [
 ]
 
 
-def check(name: str) -> Function:
-    return getattr(exercises, f"check_{name}")
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answer_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    check(name)(RIGHT[name])
-    assert capsys.readouterr().out.startswith("passed: ")
-
-
-def unwritten(*_: object) -> None:
-    raise NotImplementedError
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("stub", [lambda *_: None, unwritten])
-def test_stub_is_not_an_error(
-    name: str, stub: Function, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check(name)(stub)
-    assert capsys.readouterr().out.strip() == "not attempted yet"
-
-
-@pytest.mark.parametrize(("name", "answer", "words"), WRONG)
-def test_wrong_answer_gets_its_message(name: str, answer: Function, words: str) -> None:
-    with pytest.raises(AssertionError) as error:
-        check(name)(answer)
-    assert words in str(error.value)
+test_right, test_stub, test_wrong = exercise_tests(RIGHT, WRONG)
 
 
 def test_a_mean_of_factors_of_two_ranks_is_explained() -> None:
