@@ -1,6 +1,6 @@
 """AdaLoRA: the rank goes to the layers where it matters.
 
-ΔW = scale · P Λ Q with a diagonal Λ [1, equation 3]: the form of an SVD, whose r triplets (a column
+ΔW = scale · P Λ Q with a diagonal Λ [1]: the form of an SVD, whose r triplets (a column
 of P, an entry of Λ, a row of Q) can be dropped one by one. A penalty keeps P and Q near orthogonal.
 All layers start with more triplets than they are to keep. In training each triplet gets a score,
 and the worst ones, over all layers, have their entry of Λ set to zero. The optimizer may move it
@@ -17,7 +17,7 @@ away from zero again, so that a triplet can come back until the last allocation:
         optimizer.zero_grad()
 
 Where the paper and its authors' program differ, the program is followed, as in PEFT: the penalty
-is the mean over all P and Q of ‖PᵀP − I‖, where equation 4 is a sum of squares, because the
+is the mean over all P and Q of ‖PᵀP − I‖, where the paper has a sum of squares, because the
 weights in use for it (0.1 there, 0.5 in PEFT) go with this form; and scores take the parameters
 after the optimizer's step, where the paper takes them before. One thing differs from both: they
 multiply by alpha / (r + 1e-5), and we by alpha / r, as LoRA does.
@@ -126,7 +126,7 @@ def adalora_layers(model: nn.Module) -> dict[str, AdaLoRALayer]:
 def orthogonal_penalty(model: nn.Module) -> Tensor:
     """The mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over the layers, in Frobenius norm: a scalar.
 
-    To be added to the loss, times a weight such as 0.1. Source: [1, equation 4], see above.
+    To be added to the loss, times a weight such as 0.1. Source: [1], see above.
     """
     norms: list[Tensor] = []
     for layer in adalora_layers(model).values():
@@ -216,7 +216,7 @@ class RankAllocator:
 
     def budget(self, step: int) -> int:
         """How many triplets may be kept at a step: all, then fewer along a cubic, then the final
-        number [1, equation 12]."""
+        number [1]."""
         if step <= self.warmup:
             return self.initial
         if step >= self.settled:
@@ -225,13 +225,13 @@ class RankAllocator:
         return int((self.initial - self.final) * left**3 + self.final)
 
     def scores(self) -> dict[str, Tensor]:
-        """{path: (r,)}: the importance of every triplet [1, equation 7].
+        """{path: (r,)}: the importance of every triplet [1].
 
         That of its entry of Λ, and the mean over its column of P and over its row of Q.
         """
 
         def entries(p: nn.Parameter) -> Tensor:
-            return self.sensitivity[p] * self.uncertainty[p]  # equation 11
+            return self.sensitivity[p] * self.uncertainty[p]
 
         return {
             path: entries(layer.Lambda) + (entries(layer.A).mean(1) + entries(layer.B).mean(0))
@@ -244,7 +244,7 @@ class RankAllocator:
 
     @torch.no_grad()
     def _observe(self) -> None:
-        """Equations 8 to 10: |w · ∂L/∂w|, its average, and the average distance from that."""
+        """|w · ∂L/∂w|, its average, and the average distance from that."""
         if any(p.grad is None for p in self.sensitivity):
             raise ValueError(
                 "a parameter of the adapter has no gradient; call update_and_allocate after "

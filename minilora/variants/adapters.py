@@ -1,7 +1,7 @@
 """Serial adapters: small networks put between the layers of a frozen model.
 
 After a layer's output h comes h + U σ(D h + c) + e with D (m, d) and U (d, m): down to a bottleneck
-of m units, a nonlinearity, and up again [1, figure 2], 2md + d + m numbers each. In a transformer
+of m units, a nonlinearity, and up again [1], 2md + d + m numbers each. In a transformer
 they stand after the attention's output projection and after the second layer of the feed-forward
 network, and the norms and the head train along. U and D start near zero, so that an adapter is
 nearly the identity at first.

@@ -67,7 +67,7 @@ def plain_config(config: LoRAConfig) -> LoRAConfig:
 
 
 def pissa(W: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
-    """The r largest singular triples: A = √(S/scale) Vᵀ, B = U √(S/scale) [1, equations 2–4].
+    """The r largest singular triples: A = √(S/scale) Vᵀ, B = U √(S/scale) [1].
 
     Args:
         W: (out, in). ``r``: at most min(out, in). ``scale``: of the update, so that

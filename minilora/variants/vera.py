@@ -1,6 +1,6 @@
 """VeRA: all layers share one random pair A, B, and each trains two vectors.
 
-y = W₀x + Λ_b B Λ_d A x [1, equation 2], where Λ_b and Λ_d are the diagonal matrices of the vectors
+y = W₀x + Λ_b B Λ_d A x [1], where Λ_b and Λ_d are the diagonal matrices of the vectors
 b (out,) and d (r,). A and B are drawn once, for the largest layer, and never trained; a smaller
 layer uses the first columns of A and rows of B. b starts at zero, so that nothing changes at
 first. A layer trains out + r numbers, where LoRA trains r · (in + out).

@@ -15,6 +15,8 @@ from minilora.layers import LoRAEmbedding
 
 peft = pytest.importorskip("peft")
 HFConv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
+from peft_help import peft_config  # noqa: E402  (it needs PEFT)
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -140,20 +142,7 @@ def theirs(config: dict) -> "peft.LoraConfig":
     targets = config["targets"]
     if targets == "all-linear":  # PEFT knows a head only in transformers' models
         targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
-    return peft.LoraConfig(
-        r=config["r"],
-        lora_alpha=config.get("alpha", 8),
-        target_modules=targets,
-        exclude_modules=config.get("exclude"),
-        lora_dropout=config.get("dropout", 0.0),
-        use_rslora=config.get("scaling") == "rslora",
-        use_dora=config.get("use_dora", False),
-        bias=config.get("bias", "none"),
-        rank_pattern=config.get("rank_pattern", {}),
-        alpha_pattern=config.get("alpha_pattern", {}),
-        modules_to_save=config.get("modules_to_save"),
-        init_lora_weights=config.get("init", True),
-    )
+    return peft_config(config, targets)
 
 
 def fresh(case: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -18,6 +18,8 @@ from minilora.layers import LoRAEmbedding, LoRALayer, TrainedCopy
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+from peft_help import peft_config  # noqa: E402  (it needs PEFT)
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -213,21 +215,7 @@ def adapt_with_peft(model: nn.Module, case: Case) -> Any:
     config = case.config
     return peft.get_peft_model(
         model,
-        peft.LoraConfig(
-            r=config.get("r", 8),
-            lora_alpha=config.get("alpha", 8),
-            target_modules=config["targets"],
-            exclude_modules=config.get("exclude"),
-            lora_dropout=config.get("dropout", 0.0),
-            use_rslora=config.get("scaling") == "rslora",
-            use_dora=config.get("use_dora", False),
-            bias=config.get("bias", "none"),
-            rank_pattern=config.get("rank_pattern", {}),
-            alpha_pattern=config.get("alpha_pattern", {}),
-            # PEFT writes the names of heads that it thinks of into the list it is given.
-            modules_to_save=list(config.get("modules_to_save", ())) or None,
-            task_type=case.task,
-        ),
+        peft_config(config, task=case.task),
     )
 
 
