@@ -46,13 +46,24 @@ def rank_for_error(X, tolerance):
     return int(np.argmax(np.sqrt(relative_errors(X)) <= tolerance))
 
 
+def never_full_rank(X, tolerance):
+    for r, error in enumerate(np.sqrt(relative_errors(X))[:-1]):
+        if error <= tolerance:
+            return r
+
+
+def share_of_squares(X, tolerance):
+    kept = np.cumsum(svd(X)[1] ** 2) / (svd(X)[1] ** 2).sum()
+    return int(np.argmax(kept >= 1 - tolerance)) + 1
+
+
 def pca_scores(X, r):
     U, s, _ = svd(X - X.mean(axis=0))
     return -U[:, :r] * s[:r]
 
 
-def leading_triplet(X, rounds=200):
-    v = np.ones(X.shape[1])
+def leading_triplet(X, rounds=200, start=None):
+    v = np.random.default_rng(0).standard_normal(X.shape[1]) if start is None else start
     for _ in range(rounds):
         v = X.T @ (X @ v)
         v = v / np.linalg.norm(v)
@@ -118,6 +129,8 @@ def flipped(X):
 # (check, wrong answer, words that its message must hold)
 WRONG: list[tuple[str, Function, str]] = [
     ("outer_product", lambda u, v: u[:2] @ v, "inner product"),
+    ("outer_product", lambda u, v: u * v, "u[:, None]"),
+    ("outer_product", lambda u, v: u.T @ v, "u[:, None]"),
     ("outer_product", lambda u, v: np.outer(v, u), "on its side"),
     ("outer_product", lambda u, v: np.outer(u, v).ravel(), "must have shape"),
     ("outer_product", lambda u, v: u[:, None] + v[None, :], "u[i] * v[j]"),
@@ -133,6 +146,7 @@ WRONG: list[tuple[str, Function, str]] = [
         "on its side",
     ),
     ("addition_factors", lambda a, b: (a, b), "must be matrices"),
+    ("addition_factors", lambda a, b: addition_factors(a, b)[::-1], "R comes first"),
     ("addition_factors", three_pieces, "two are enough"),
     (
         "addition_factors",
@@ -149,6 +163,9 @@ WRONG: list[tuple[str, Function, str]] = [
     ("peel_once", clear_row, "one row"),
     ("peel_once", lambda X, i, j: X, "must be zero"),
     ("peel_once", lambda X, i, j: 2 * peel_once(X, i, j), "the rest is wrong"),
+    ("peel_once", lambda X, i, j: peel_once(X, j, i), "column j and row i"),
+    ("peel_once", lambda X, i, j: peel_once(X, 1, 1), "wrong for i = 0, j = 2"),
+    ("truncate", lambda X, r: (svd(X)[0][:r] * svd(X)[1][:r]) @ svd(X)[2][:r], "U[:, :r]"),
     ("truncate", lambda X, r: svd(X)[0][:, :r] @ svd(X)[2][:r], "singular values are missing"),
     ("truncate", lambda X, r: X - truncate(X, r), "after the first r"),
     (
@@ -165,6 +182,10 @@ WRONG: list[tuple[str, Function, str]] = [
     ("errors_from_singular_values", lambda s, r: (1.0, s[r]), "Frobenius error of"),
     ("errors_from_singular_values", lambda s, r: (errors(s, r)[0], 0.0), "spectral error of"),
     ("errors_from_singular_values", lambda s, r: (errors(s, r)[0], s[min(r, 3)]), "full rank"),
+    ("errors_from_singular_values", lambda s, r: errors(s, r + 1), "s[2:] is lost"),
+    ("errors_from_singular_values", lambda s, r: (errors(s, r)[0], s[r]), "At full rank, r = 4"),
+    ("rank_for_error", never_full_rank, "rank 4 must be possible"),
+    ("rank_for_error", share_of_squares, "share of squares"),
     ("rank_for_error", lambda X, t: rank_for_error(X, t) + 1, "One too many"),
     ("rank_for_error", lambda X, t: max(rank_for_error(X, t) - 1, 0), "One too few"),
     ("rank_for_error", lambda X, t: int(np.argmax(relative_errors(X) <= t)), "share of squares"),
@@ -187,6 +208,7 @@ WRONG: list[tuple[str, Function, str]] = [
     ("leading_triplet", unscaled, "length one"),
     ("leading_triplet", lambda X: leading_triplet(X, 1), "go round"),
     ("leading_triplet", flipped, "sign included"),
+    ("leading_triplet", lambda X: leading_triplet(X, 200, np.ones(X.shape[1])), "at random"),
 ]
 
 

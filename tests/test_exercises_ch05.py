@@ -55,6 +55,10 @@ def causal_attention(Q, K, V):
     return softmax(hidden(scaled(Q, K))) @ V
 
 
+def zero_times_infinity(Q, K, V):
+    return softmax(scaled(Q, K) + (1 - np.tri(Q.shape[1])) * -np.inf) @ V
+
+
 RIGHT: dict[str, Function] = {
     "attention": attention,
     "cross_entropy": cross_entropy,
@@ -101,6 +105,7 @@ WRONG: list[tuple[str, Function, str]] = [
     ("attention", lambda Q, K, V: softmax(Q @ K.T) @ V, "division by √d is missing"),
     ("attention", lambda Q, K, V: softmax(Q @ K.T / Q.shape[1]) @ V, "its size is √d"),
     ("attention", lambda Q, K, V: softmax(Q @ K.T / len(Q) ** 0.5) @ V, "number of tokens"),
+    ("attention", lambda Q, K, V: softmax(Q @ K.T / V.shape[1] ** 0.5) @ V, "length of a value"),
     ("attention", lambda Q, K, V: softmax(Q @ K.T) @ V / Q.shape[1] ** 0.5, "after the softmax"),
     ("attention", lambda Q, K, V: attention(K, Q, V), "Keys and queries are exchanged"),
     ("attention", lambda Q, K, V: softmax(Q @ K.T / Q.shape[1] ** 0.5), "multiply by V"),
@@ -116,6 +121,7 @@ WRONG: list[tuple[str, Function, str]] = [
     ("cross_entropy", lambda s, y: p_right(s, y).mean(), "logarithm is missing"),
     ("cross_entropy", lambda s, y: -p_right(s, y).mean(), "logarithm is missing"),
     ("cross_entropy", lambda s, y: -np.log(p_right(s, y).mean()), "logarithm of the mean"),
+    ("cross_entropy", lambda s, y: -np.log(softmax(s)[:, y]).mean(), "p[np.arange(n), y]"),
     ("cross_entropy", lambda s, y: cross_entropy(s, y) / np.log(2), "another base"),
     (
         "cross_entropy",
@@ -153,6 +159,7 @@ WRONG: list[tuple[str, Function, str]] = [
     ("layer_norm", lambda x, w, b, e: layer_norm(x, 1, b, e), "The weight is missing"),
     ("layer_norm", lambda x, w, b, e: layer_norm(x, w, 0, e), "The bias is missing"),
     ("layer_norm", lambda x, w, b, e: layer_norm(x, 1, 0, e), "weight and the bias are missing"),
+    ("layer_norm", lambda x, w, b, e: layer_norm(x, b, w, e), "are exchanged"),
     ("layer_norm", lambda x, w, b, e: layer_norm(x, w, b, e) + 1, "the numbers are not"),
     ("layer_norm", lambda x, w, b, e: layer_norm(x, w, b, e)[0], "must have shape"),
     ("block_numbers", lambda w, h, f: 4 * w * w + 2 * f * w * w, "six matrices without"),
@@ -170,9 +177,11 @@ WRONG: list[tuple[str, Function, str]] = [
         lambda w, h, f: block_numbers(w, h, f) + (h - 1) * 4 * (w * w + w),
         "heads share them",
     ),
+    ("block_numbers", lambda w, h, f: block_numbers(w, h, f) - (f - 1) * w, "up_proj has as many"),
     ("block_numbers", lambda w, h, f: block_numbers(w, h, f) - w * w - w, "output projection"),
     ("block_numbers", lambda w, h, f: block_numbers(w, h, 1), "count the feed-forward"),
     ("block_numbers", lambda *a: block_numbers(*a) + 1, "you count"),
+    ("causal_attention", zero_times_infinity, "np.where"),
     ("causal_attention", lambda Q, K, V: softmax(scaled(Q, K)) @ V, "no mask"),
     (
         "causal_attention",

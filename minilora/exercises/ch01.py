@@ -10,7 +10,14 @@ from minilora.exercises.tools import Function, array, call, close, not_attempted
 def check_outer_product(function: Function) -> None:
     """``function(u, v)``: u (m,), v (n,) → (m, n), every entry of u times every entry of v."""
     u, v = np.array([1.0, 2.0, -3.0]), np.array([4.0, 0.5])
-    answer = call(function, u.copy(), v.copy())
+    try:
+        answer = call(function, u.copy(), v.copy())
+    except ValueError as error:
+        raise AssertionError(
+            f"NumPy cannot combine the two lists ({error}). u * v multiplies entry by entry and "
+            "u @ v adds the products up, so both want lists of equal length. Make u a column "
+            "first, u[:, None], so that each of its entries meets all of v."
+        ) from None
     if not_attempted(answer):
         return
     found = np.asarray(answer, dtype=float)
@@ -85,6 +92,10 @@ def check_addition_factors(function: Function) -> None:
         "Transpose both.",
     )
     require(
+        not (C.shape == (2, 3) and R.shape == (4, 2)),
+        "R comes first in your answer. Return C, the tall factor, and then R.",
+    )
+    require(
         C.shape[1] <= 2,
         f"You use {C.shape[1]} outer products; two are enough. One carries a, the other b.",
     )
@@ -132,5 +143,16 @@ def check_peel_once(function: Function) -> None:
         close(found, X - cross / X[1, 1], 10),
         "Row i and column j are zero, but the rest is wrong: subtract "
         "outer(X[:, j], X[i]) / X[i, j].",
+    )
+    at_0_2 = array(call(function, X.copy(), 0, 2), (4, 3), "What is left of X")
+    require(
+        not close(at_0_2, X - np.outer(X[:, 0], X[2]) / X[2, 0], 10),
+        "With i = 0 and j = 2 you took column 0 and row 2. The cross through X[i, j] is column j "
+        "and row i.",
+    )
+    require(
+        close(at_0_2, X - np.outer(X[:, 2], X[0]) / X[0, 2], 10),
+        "It is right for i = 1, j = 1, and wrong for i = 0, j = 2: take the entry that was asked "
+        "for.",
     )
     passed("the rank fell by one, from 2 to 1.")

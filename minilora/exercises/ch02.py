@@ -19,7 +19,13 @@ from minilora.exercises.tools import (
 def check_truncate(function: Function) -> None:
     """``function(X, r)``: X (m, n) → its best approximation of rank r, (m, n)."""
     X = example()
-    answer = call(function, X.copy(), 2)
+    try:
+        answer = call(function, X.copy(), 2)
+    except ValueError as error:
+        raise AssertionError(
+            f"Your shapes do not fit ({error}). The left singular vectors are the columns of U, "
+            "U[:, :r], and the right ones the rows of Vt, Vt[:r]."
+        ) from None
     if not_attempted(answer):
         return
     U, s, Vt = np.linalg.svd(X, full_matrices=False)
@@ -71,11 +77,23 @@ def check_errors_from_singular_values(function: Function) -> None:
         "Off by one: at rank 2 the first two are kept, so the largest that is lost is the third, "
         "s[2], since Python counts from 0.",
     )
+    require(
+        not (close(fro, 3) and close(spectral, 3)),
+        "You dropped one singular value too few from what is lost: at rank 2 the first two are "
+        "kept, and s[2:] is lost, 4 and 3.",
+    )
     require(close(fro, 5), f"The Frobenius error of 9, 6, 4, 3 at rank 2 is 5; found {fro}.")
     require(
         close(spectral, 4), f"The spectral error of 9, 6, 4, 3 at rank 2 is 4; found {spectral}."
     )
-    full = array(call(function, s.copy(), 4), (2,), "The answer at full rank")
+    try:
+        answer = call(function, s.copy(), 4)
+    except (IndexError, ValueError) as error:
+        raise AssertionError(
+            f"At full rank, r = 4, nothing is left to take the largest of ({error}). Both errors "
+            "are 0 there."
+        ) from None
+    full = array(answer, (2,), "The answer at full rank")
     require(close(full, [0, 0]), f"At full rank nothing is lost: both are 0; found {full}.")
     passed("what is lost is the tail; its root of squares and its largest are the two errors.")
 
@@ -103,12 +121,17 @@ def check_rank_for_error(function: Function) -> None:
         "list begins with rank 0.",
     )
     require(
-        found != squared,
+        None not in found,
+        "For one tolerance you return nothing. A tolerance of 1 must give rank 0, since the error "
+        'of zeros is 1, and "at most" allows equality; and rank 4 must be possible, with error 0.',
+    )
+    require(
+        found[:5] != squared[:5],
         "You compared the share of squares that is lost with the tolerance. The relative error is "
         "its root: an error of 10% is a lost share of 1%.",
     )
     require(
-        found != plain,
+        found[:5] != plain[:5],
         "You added singular values where their squares are to be added, and taken the root of.",
     )
     for (tolerance, expected), value in zip(cases, found, strict=True):
@@ -192,5 +215,12 @@ def check_leading_triplet(function: Function) -> None:
     require(
         np.allclose(X.T @ u, sigma * v, atol=1e-3),
         "Xᵀ u is not sigma times v: v has not settled yet. Go round more often.",
+    )
+    tilted = np.array([[2.0, -1.0], [-1.0, 2.0]])  # v1 is (1, -1) / sqrt(2), sigma 3
+    sigma = float(call(function, tilted)[1])
+    require(
+        np.isclose(sigma, 3, rtol=1e-6),
+        f"For [[2, -1], [-1, 2]] the leading singular value is 3; found {sigma:.6g}. A start of "
+        "ones is perpendicular to v1 there and never turns towards it: draw the start at random.",
     )
     passed("to and fro through X, and the largest direction takes over.")

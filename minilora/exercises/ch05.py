@@ -66,6 +66,10 @@ def check_attention(function: Function) -> None:
             "You divide by the root of the number of tokens. d is the length of a query.",
         )
         require(
+            d == d_v or not close(found, _softmax(scores / d_v**0.5) @ V),
+            "You divide by the root of the length of a value. d is the length of a query.",
+        )
+        require(
             not close(found, _softmax(scores.T / d**0.5) @ V),
             "Keys and queries are exchanged: K Qᵀ is the transpose of Q Kᵀ. The rows belong to "
             "the tokens that look, that is, to the queries.",
@@ -125,6 +129,11 @@ def check_cross_entropy(function: Function) -> None:
     require(
         not (close(found, right / np.log(2)) or close(found, right / np.log(10))),
         "Your logarithm has another base. The loss is measured with the natural one.",
+    )
+    require(
+        not close(found, -np.log(p[:, y]).mean()),
+        "p[:, y] picks a whole column for each answer, and every example meets the answers of all "
+        "the others. One entry for each row is p[np.arange(n), y].",
     )
     require(
         not close(found, -np.log(_softmax(logits, axis=0)[rows, y]).mean()),
@@ -214,6 +223,10 @@ def check_layer_norm(function: Function) -> None:
     require(not close(found, norm(b=0.0)), "The bias is missing: one number for each place.")
     require(not close(found, norm(w=1.0, b=0.0)), "The weight and the bias are missing.")
     require(
+        not close(found, norm(w=bias, b=weight)),
+        "Weight and bias are exchanged: multiply by the weight, then add the bias.",
+    )
+    require(
         close(found, norm()),
         "The shape is right, the numbers are not: (x − mean) / √(variance + eps), times weight, "
         "plus bias, along the last axis.",
@@ -223,7 +236,7 @@ def check_layer_norm(function: Function) -> None:
 
 def check_block_numbers(function: Function) -> None:
     """``function(width, heads, factor)`` → all the numbers of a block."""
-    for width, heads, factor in ((48, 4, 4), (48, 12, 4), (64, 8, 2), (768, 12, 4)):
+    for width, heads, factor in ((64, 8, 2), (48, 4, 4), (48, 12, 4), (768, 12, 4)):
         answer = call(function, width, heads, factor)
         if not_attempted(answer):
             return
@@ -239,6 +252,10 @@ def check_block_numbers(function: Function) -> None:
             found != matrices + biases,
             f"{case}the normalisations are missing: two of them, each with a weight and a bias "
             "for every place.",
+        )
+        require(
+            factor == 1 or found != right - (factor - 1) * width,
+            f"{case}up_proj has as many biases as outputs, factor times the width.",
         )
         require(
             found not in (matrices + biases + norms / 2, matrices + biases + norms / 4),
@@ -296,8 +313,9 @@ def check_causal_attention(function: Function) -> None:
 
         require(
             not np.isnan(found).any(),
-            "Your result holds NaN. A token must at least see itself: if the first row is hidden "
-            "whole, its softmax divides zero by zero.",
+            "Your result holds NaN. Either a row is hidden whole, and its softmax divides zero by "
+            "zero: a token must at least see itself. Or you multiplied a mask by infinity, and 0 "
+            "times infinity is no number: choose with np.where instead.",
         )
         require(not close(found, _softmax(scaled) @ V), "Nothing is hidden: this has no mask.")
         require(
