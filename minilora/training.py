@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from torch.nn import functional as F
 
 # Numbers too small for the normal float format slow some CPUs down twenty-fold; zero does as well.
 torch.set_flush_denormal(True)
+
+
+Item = TypeVar("Item")
 
 
 class Diverged(RuntimeError):
@@ -151,7 +155,8 @@ def fit(
     history, started = History(), time.perf_counter()
     losses: list[Tensor] = []
     model.train()
-    for step, rows in enumerate(_bar(batches(len(y), batch_size, steps, seed), steps, progress)):
+    order = batches(len(y), batch_size, steps, seed)
+    for step, rows in enumerate(progress_bar(order, steps, progress)):
         now = learning_rate(step, steps, lr, schedule, warmup)
         for group in optimizer.param_groups:
             group["lr"] = now
@@ -206,14 +211,17 @@ def score(log_probabilities: Tensor, y: Tensor) -> Evaluation:
     )
 
 
-def _bar(rows: Iterator[Tensor], total: int, progress: bool | None) -> Iterable[Tensor]:
-    """The same rows, with a progress bar around them where one is wanted and tqdm is there."""
+def progress_bar(items: Iterator[Item], total: int, progress: bool | None) -> Iterable[Item]:
+    """The same items, with a progress bar around them where one is wanted and tqdm is there.
+
+    With None it is drawn in a terminal or a notebook, and not where ``CI`` is set.
+    """
     if progress is None:
         progress = not os.environ.get("CI") and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     if not progress:
-        return rows
+        return items
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        return rows
-    return tqdm(rows, total=total, leave=False)
+        return items
+    return tqdm(items, total=total, leave=False)

@@ -7,7 +7,6 @@ cell is appended to a file, so that a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -16,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minilora import journal
 from minilora.experiments.recording import Row
 from minilora.training import one_thread
 
 Cell = TypeVar("Cell")
 
 
-class Journal:
+class Journal(journal.Journal):
     """Finished rows, kept in a file beside the recording until that is written.
 
     ``header`` says what the rows belong to: with another header (changed code or settings), the
@@ -30,64 +30,39 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = {}
-        if path is None:
-            return
-        first = json.dumps({"journal": header}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if lines[:1] == [first]:
-            for line in lines[1:]:
-                try:
-                    entry = json.loads(line)
-                    self.rows[entry["key"]] = Row(**entry["row"])
-                except (ValueError, TypeError, KeyError):
-                    continue  # the line that was being written when the run was stopped
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [first, *(self._line(key, row) for key, row in self.rows.items())]
-        path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        super().__init__(path, header, replace=True)
+        self.rows = {key: Row(**entry) for key, entry in self.entries.items()}
 
     def add(self, key: str, row: Row) -> None:
         """Keep one finished row."""
         self.rows[key] = row
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(self._line(key, row) + "\n")
-
-    def close(self) -> None:
-        """The recording is written: the journal has done its work."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _line(key: str, row: Row) -> str:
-        return json.dumps({"key": key, "row": asdict(row)})
+        super().add(key, asdict(row))
 
 
 def run_cells(
     cells: Sequence[Cell],
     work: Callable[[Cell], Row],
-    journal: Journal,
+    finished: Journal,
     *,
     jobs: int,
     say: str | None = None,
 ) -> list[Row]:
     """The row of every cell, in the cells' order; those that the journal has are not run again.
 
-    ``work`` must be importable (a function of a module, or `functools.partial` of one): it is sent
-    to other processes when ``jobs`` is more than 1. A cell's repr is its key. ``say`` is the word
-    that progress lines begin with; None keeps quiet.
+    ``finished`` is their journal. ``work`` must be importable (a function of a module, or
+    `functools.partial` of one): it is sent to other processes when ``jobs`` is more than 1. A
+    cell's repr is its key. ``say`` is the word that progress lines begin with; None keeps quiet.
     """
-    missing = [cell for cell in cells if repr(cell) not in journal.rows]
+    missing = [cell for cell in cells if repr(cell) not in finished.rows]
     started, shown = time.perf_counter(), 0.0
     for done, (cell, row) in enumerate(zip(missing, _results(missing, work, jobs), strict=True), 1):
-        journal.add(repr(cell), row)
+        finished.add(repr(cell), row)
         elapsed = time.perf_counter() - started
         if say and (elapsed - shown > 5 or done == len(missing)):
             shown = elapsed
             line = f"{say}: {done} of {len(missing)} in {elapsed:.0f} s"
             print(line, file=sys.stderr, flush=True)
-    return [journal.rows[repr(cell)] for cell in cells]
+    return [finished.rows[repr(cell)] for cell in cells]
 
 
 def _results(cells: Sequence[Cell], work: Callable[[Cell], Row], jobs: int) -> Iterator[Row]:

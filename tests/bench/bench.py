@@ -38,6 +38,7 @@ from bench_measure import (
     spread,
     timed,
 )
+from bench_sweep import sweeps
 from torch import Tensor, nn
 
 import minilora
@@ -214,7 +215,7 @@ def stack_and_input(size: arms.Size, device: str, dtype: str) -> tuple[nn.Module
     return base, torch.randn(size.batch, size.tokens, size.width).to(device, DTYPES[dtype])
 
 
-SECTIONS = ("step", "wrap", "saved", "inference", "files")
+SECTIONS = ("step", "wrap", "saved", "inference", "files", "sweeps")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             saved(size, device)
         if "inference" in wanted:
             inference(size, device, repeats, clock)
+        if "sweeps" in wanted:
+            sweeps(device, min(repeats, FEW), options.threads, options.quick)
     if "wrap" in wanted:
         wrap(size, repeats)
     if "files" in wanted:

@@ -15,7 +15,7 @@ from torch import nn
 ALL_ARMS = arms.available(arms.ARMS + arms.DROPOUT_ARMS[1:])
 LORA_ARMS = [arm for arm in ALL_ARMS if arm not in (arms.FLOOR, arms.FULL)]
 # Two types of base; step shows the arms with dropout in tables of their own.
-TABLES = {"step": 4, "saved": 2, "inference": 2, "wrap": 1, "files": 1}
+TABLES = {"step": 4, "saved": 2, "inference": 2, "wrap": 1, "files": 1, "sweeps": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +34,14 @@ def test_every_section_prints_its_tables(section: str, capsys: pytest.CaptureFix
     assert len(tables) == TABLES[section]
     shown: list[str] = []
     for table in tables:
-        assert table.startswith(section)
+        assert table.startswith(section.removesuffix("s") if section == "sweeps" else section)
         rows = [line for line in table.splitlines()[3:] if not line.startswith("  ")]
         names = [row.split("  ")[0] for row in rows]
         shown += names
         if section == "saved":
             assert names == ALL_ARMS
+        elif section == "sweeps":
+            assert names == ["one by one, threads 1", "sweep, processes 1"]
         elif section != "step":
             assert any(name.startswith("minilora") for name in names)
             assert any(name.startswith("PEFT") for name in names) == arms.HAS_PEFT
