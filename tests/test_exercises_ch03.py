@@ -31,9 +31,9 @@ def effective_rank(s):
     return np.exp(entropy(s / s.sum()))
 
 
-def counting_above(factor: float, power: float = 0.5, with_sigma: bool = True) -> Function:
-    def count(X, sigma):
-        return int((values(X) > factor * len(X) ** power * (sigma if with_sigma else 1)).sum())
+def counting_above(factor: float, power: float = 0.5, with_nu: bool = True) -> Function:
+    def count(X, nu):
+        return int((values(X) > factor * len(X) ** power * (nu if with_nu else 1)).sum())
 
     return count
 
@@ -91,6 +91,19 @@ def all_pieces(X, omega, r):
     return randomized_svd(X, omega, omega.shape[1])
 
 
+def in_full_size(X, omega, r):
+    Q, _ = np.linalg.qr(X @ omega)
+    U, s, Vt = np.linalg.svd(Q @ (Q.T @ X), full_matrices=False)
+    return U[:, :r], s[:r], Vt[:r]
+
+
+def in_full_size_by_eigenvalues(X, omega, r):
+    Q, _ = np.linalg.qr(X @ omega)
+    squares, V = np.linalg.eigh(X.T @ Q @ Q.T @ X)
+    s, V = np.sqrt(squares[::-1][:r]), V[:, ::-1][:, :r]
+    return Q @ (Q.T @ X) @ V / s, s, V.T
+
+
 def whole_qr(X, omega, r):
     Q = np.linalg.qr(X @ omega)
     return in_a_basis(X, Q, r)
@@ -110,6 +123,16 @@ WRONG: list[tuple[str, Function, str]] = [
     ("stable_rank", lambda X: stable_rank(X) ** 0.5, "ratio of their squares"),
     ("stable_rank", lambda X: 1 / stable_rank(X), "Upside down"),
     ("stable_rank", lambda X: stable_rank(X) ** -0.5, "Upside down"),
+    (
+        "stable_rank",
+        lambda X: (X**2).sum() / np.linalg.norm(X, 2),
+        "You squared ‖X‖_F only",
+    ),
+    (
+        "stable_rank",
+        lambda X: np.linalg.norm(X) / np.linalg.norm(X, 2) ** 2,
+        "You squared ‖X‖₂ only",
+    ),
     ("stable_rank", lambda X: values(X).sum() / values(X)[0], "Their squares are added"),
     ("stable_rank", lambda X: np.linalg.matrix_rank(X), "the rank itself"),
     ("stable_rank", lambda X: (X**2).sum() / np.abs(X).max() ** 2, "largest entry"),
@@ -120,6 +143,7 @@ WRONG: list[tuple[str, Function, str]] = [
     ("effective_rank", lambda s: 1 / effective_rank(s), "The sign is lost"),
     ("effective_rank", lambda s: effective_rank(s**2), "those of the squares"),
     ("effective_rank", lambda s: np.exp(entropy(s / s.sum()) / np.log(2)), "to base 2"),
+    ("effective_rank", lambda s: 2 ** entropy(s / s.sum()), "then a power of 2"),
     ("effective_rank", lambda s: np.exp(entropy(s)), "Divide by the sum"),
     ("effective_rank", lambda s: effective_rank(s) + 1, "For 6, 3, 1"),
     ("effective_rank", with_zeros_as_nan, "NaN"),
@@ -128,11 +152,16 @@ WRONG: list[tuple[str, Function, str]] = [
     ("worth_keeping", counting_above(np.sqrt(3)), "size of the planted piece"),
     ("worth_keeping", counting_above(4 / np.sqrt(3), power=0), "The side is missing"),
     ("worth_keeping", counting_above(4 / np.sqrt(3), power=1), "not with n"),
-    ("worth_keeping", counting_above(4 / np.sqrt(3), with_sigma=False), "sigma is missing"),
-    ("worth_keeping", lambda X, sigma: (values(X) > 2.858 * np.median(values(X))).sum(), "median"),
-    ("worth_keeping", lambda X, sigma: len(X), "Three pieces"),
-    ("worth_keeping", lambda X, sigma: int((values(X) > 11.6).sum()), "Another unit"),
-    ("worth_keeping", lambda X, sigma: int((values(X) > 23.1 * sigma).sum()), "its own side"),
+    ("worth_keeping", counting_above(4 / np.sqrt(3), with_nu=False), "nu is missing"),
+    (
+        "worth_keeping",
+        lambda X, nu: (values(X) ** 2 > 4 / np.sqrt(3 / len(X)) * nu).sum(),
+        "compared the squares",
+    ),
+    ("worth_keeping", lambda X, nu: (values(X) > 2.858 * np.median(values(X))).sum(), "median"),
+    ("worth_keeping", lambda X, nu: len(X), "Three pieces"),
+    ("worth_keeping", lambda X, nu: int((values(X) > 11.6).sum()), "Another unit"),
+    ("worth_keeping", lambda X, nu: int((values(X) > 23.1 * nu).sum()), "its own side"),
     ("blur_singular_values", lambda k, n: np.sort(np.abs(np.fft.fft(k)))[::-1], "Pad the list"),
     (
         "blur_singular_values",
@@ -169,6 +198,8 @@ WRONG: list[tuple[str, Function, str]] = [
     ("randomized_svd", lambda X, om, r: randomized_svd(X, om[:, :r], r), "only r columns"),
     ("randomized_svd", lambda X, om, r: randomized_svd(X.T, om, r), "a row for each column of X"),
     ("randomized_svd", whole_qr, "Q and R"),
+    ("randomized_svd", in_full_size, "matrix of shape (12, 9)"),
+    ("randomized_svd", in_full_size_by_eigenvalues, "matrix of shape (9, 9)"),
     (
         "randomized_svd",
         lambda X, om, r: (*randomized_svd(X, om, r)[:2], randomized_svd(X, om, r)[2].T),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from unittest import mock
+
 import numpy as np
 
 from minilora.exercises.tools import (
@@ -30,6 +33,14 @@ def check_stable_rank(function: Function) -> None:
     require(
         not close(found, 64 / 85) and not close(found, (64 / 85) ** 0.5),
         "Upside down: the sum of all squares is divided by the largest, so it is at least 1.",
+    )
+    require(
+        not close(found, 85 / 8),
+        "You squared ‖X‖_F only. Both norms are squared, above and below: the ratio has no unit.",
+    )
+    require(
+        not close(found, 85**0.5 / 64),
+        "You squared ‖X‖₂ only. Both norms are squared, above and below: the ratio has no unit.",
     )
     require(
         not close(found, 15 / 8),
@@ -79,6 +90,11 @@ def check_effective_rank(function: Function) -> None:
         "You took the logarithm to base 2 and then exp. Use one base for both: np.log and np.exp.",
     )
     require(
+        not close(found, 2**entropy),
+        "You took the natural logarithm and then a power of 2. Use one base for both: np.log and "
+        "np.exp.",
+    )
+    require(
         not close(found, np.exp(-(s * np.log(s)).sum())),
         "Divide by the sum first: the p are shares, and add up to 1.",
     )
@@ -95,9 +111,9 @@ def check_effective_rank(function: Function) -> None:
 
 
 def check_worth_keeping(function: Function) -> None:
-    """``function(X, sigma)``: square X (n, n), known white noise → how many σᵢ > 4/√3·√n·sigma."""
-    n, sigma = 100, 0.5
-    unit = np.sqrt(n) * sigma
+    """``function(X, nu)``: square X (n, n), known white noise → how many σᵢ > 4/√3·√n·nu."""
+    n, nu = 100, 0.5
+    unit = np.sqrt(n) * nu
     rng = np.random.default_rng(4)
     U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
     # Singular values as they would be seen: three above the cut, three between the edge of the
@@ -105,13 +121,13 @@ def check_worth_keeping(function: Function) -> None:
     seen = np.concatenate([[5.0, 3.0, 2.5], [2.25, 2.2, 2.1], np.linspace(1.98, 1.75, 5)])
     s = unit * np.concatenate([seen, np.linspace(1.7, 0.01, n - len(seen))])
     X = (U * s) @ V.T
-    answer = call(function, X.copy(), sigma)
+    answer = call(function, X.copy(), nu)
     if not_attempted(answer):
         return
     found = int(array(answer, (), "The number of pieces"))
     require(
         found != 6,
-        "You counted everything beyond the edge of the noise, 2√n·sigma. Between there and the cut "
+        "You counted everything beyond the edge of the noise, 2√n·nu. Between there and the cut "
         "a piece can be seen, and keeping it does more harm than good.",
     )
     require(
@@ -119,28 +135,33 @@ def check_worth_keeping(function: Function) -> None:
         "You compared what is seen with √3. That is the size of the planted piece; it is seen at "
         "√3 + 1/√3 = 4/√3.",
     )
-    without_root = int((s > 4 / np.sqrt(3) * n * sigma).sum())
-    without_sides = int((s > 4 / np.sqrt(3) * sigma).sum())
-    without_sigma = int((s > 4 / np.sqrt(3) * np.sqrt(n)).sum())
+    without_root = int((s > 4 / np.sqrt(3) * n * nu).sum())
+    without_sides = int((s > 4 / np.sqrt(3) * nu).sum())
+    without_nu = int((s > 4 / np.sqrt(3) * np.sqrt(n)).sum())
     require(
         found != without_sides,
-        "The side is missing: noise in n rows adds up to singular values of the size of √n·sigma.",
+        "The side is missing: noise in n rows adds up to singular values of the size of √n·nu.",
     )
     require(
-        found != without_sigma,
-        "The noise's sigma is missing, or taken to be 1.",
+        found != without_nu,
+        "The noise's nu is missing, or taken to be 1.",
     )
     require(
         found != without_root,
         "Too strict by far: the singular values of noise grow with √n, not with n.",
     )
+    require(
+        found != int((s**2 > 4 / np.sqrt(3) * unit).sum()),
+        "You compared the squares of the singular values with the cut. It is meant for the "
+        "singular values themselves.",
+    )
     by_median = int((s > 2.858 * np.median(s)).sum())
     require(
         found != by_median,
-        "You took the noise from the median of the singular values. Here sigma is given: use it.",
+        "You took the noise from the median of the singular values. Here nu is given: use it.",
     )
-    require(found == 3, f"Three pieces of this table are above 4/√3·√n·sigma; you count {found}.")
-    scaled = call(function, 10 * X, 10 * sigma)
+    require(found == 3, f"Three pieces of this table are above 4/√3·√n·nu; you count {found}.")
+    scaled = call(function, 10 * X, 10 * nu)
     require(scaled == 3, "Another unit for the table and the noise must not change the count.")
     small = np.diag([2.4, 2.0, 1.0, 0.5]) * 2  # √n = 2
     require(
@@ -212,8 +233,14 @@ def check_randomized_svd(function: Function) -> None:
     U0, V0 = (np.linalg.qr(rng.standard_normal((k, 9)))[0] for k in (12, 9))
     X = (U0 * (1 / np.arange(1.0, 10))) @ V0.T  # falls slowly, so that the sketch can be told
     omega, r = rng.standard_normal((9, 5)), 3
+    decompositions = []  # numpy's functions keep count: a large one gives the same result
     try:
-        answer = call(function, X.copy(), omega.copy(), r)
+        with ExitStack() as stack:
+            for name in ("svd", "eigh"):
+                whole = getattr(np.linalg, name)
+                spy = stack.enter_context(mock.patch.object(np.linalg, name, wraps=whole))
+                decompositions.append(spy)
+            answer = call(function, X.copy(), omega.copy(), r)
     except ValueError as error:
         raise AssertionError(
             f"Your shapes do not fit ({error}). omega has a row for each column of X, so the "
@@ -287,4 +314,12 @@ def check_randomized_svd(function: Function) -> None:
         "Q @ U and the first r rows of Vt.",
     )
     require(close(U.T @ U, np.eye(r)), "The columns of U must be orthonormal.")
+    for used in (used for spy in decompositions for used in spy.call_args_list):
+        shape = np.shape([*used.args, *used.kwargs.values()][0])
+        require(
+            min(shape) <= omega.shape[1],
+            f"The result is right, but you decomposed a matrix of shape {shape}, larger than w on "
+            "its shorter side, which saves nothing: Q(QᵀX) is as large as X. Decompose QᵀX, which "
+            "has only w rows, and multiply its U by Q.",
+        )
     passed("a few random products, a small decomposition, and back.")
