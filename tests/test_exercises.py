@@ -212,6 +212,101 @@ WRONG: list[tuple[str, Function, str]] = [
 ]
 
 
+# Chapter 4.
+
+
+def gradients(G, A, B, scale, power=1):
+    return scale**power * B.T @ G, scale**power * G @ A.T
+
+
+def floor(D, r):
+    return (svd(D)[1][r:] ** 2).sum()
+
+
+def weighted_floor(D, X, r):
+    return floor(X @ D.T, r) / len(X)
+
+
+def cut_then_weighed(D, X, r):
+    return (((D - truncate(D, r)) @ X.T) ** 2).sum() / len(X)
+
+
+def through_cholesky(D, X, r):
+    return floor(D @ np.linalg.cholesky(X.T @ X / len(X)), r)
+
+
+def balance(B, A, power=0.5, extra=0):
+    U, s, Vt = svd(B @ A)
+    r = len(A) + extra
+    return U[:, :r] * s[:r] ** power, s[:r, None] ** (1 - power) * Vt[:r]
+
+
+def equal_norms(B, A):
+    c = np.sqrt(np.linalg.norm(A) / np.linalg.norm(B))
+    return c * B, A / c
+
+
+def mean_errors(*means: float) -> Function:
+    """An answer with these mean errors at ranks 4, 6, 12 and 48."""
+    return lambda r: np.full(5, means[(4, 6, 12, 48).index(r)])
+
+
+RIGHT |= {
+    "lora_gradients": gradients,
+    "floor": floor,
+    "weighted_floor": weighted_floor,
+    "balance": balance,
+    "many_examples": mean_errors(0.66, 0.21, 0.34, 0.55),
+}
+
+WRONG += [
+    ("lora_gradients", lambda G, A, B, s: s * B.T @ G, "return two arrays"),
+    ("lora_gradients", lambda *given: gradients(*given)[::-1], "gradient of A comes first"),
+    ("lora_gradients", lambda G, A, B, s: (A @ G.T, G @ A.T), "the shape of A"),
+    ("lora_gradients", lambda *given: gradients(*given, power=0), "lacks the factor s"),
+    ("lora_gradients", lambda *given: gradients(*given, power=2), "the factor s twice"),
+    ("lora_gradients", lambda G, A, B, s: gradients(-G, A, B, s), "wrong sign"),
+    ("lora_gradients", lambda G, A, B, s: gradients(G + 1, A, B, s), "A sees G through B"),
+    ("floor", lambda D, r: svd(D)[1][r:].sum(), "so square them"),
+    ("floor", lambda D, r: np.sqrt(floor(D, r)), "the loss is its square"),
+    ("floor", lambda D, r: floor(D, 0) - floor(D, r), "what rank r captures"),
+    ("floor", lambda D, r: floor(D, r) / floor(D, 0), "the share that rank r leaves over"),
+    ("floor", lambda D, r: floor(D, r + 1), "one singular value too many"),
+    ("floor", lambda D, r: floor(D, r) - floor(D, r + 1), "spectral norm"),
+    ("floor", lambda D, r: floor(D, 1), "after the first r"),
+    ("weighted_floor", cut_then_weighed, "you cut the SVD of D itself"),
+    (
+        "weighted_floor",
+        lambda D, X, r: floor(X @ D.T, r) / floor(X @ D.T, 0),
+        "the share left over",
+    ),
+    (
+        "weighted_floor",
+        lambda D, X, r: floor(D @ np.linalg.cholesky(X.T @ X / len(X)).T, r),
+        "Cholesky factor is the wrong way round",
+    ),
+    ("weighted_floor", lambda D, X, r: floor(D, r), "you did not use X"),
+    ("weighted_floor", lambda D, X, r: floor(X @ D.T, r), "you added up the error"),
+    ("weighted_floor", lambda D, X, r: floor(X @ D.T / len(X), r), "before squaring"),
+    ("weighted_floor", lambda D, X, r: floor(D @ X.T @ X / len(X), r), "multiplied D by Σ"),
+    ("weighted_floor", lambda D, X, r: weighted_floor(D, X - X.mean(0), r), "as they are"),
+    ("weighted_floor", lambda D, X, r: weighted_floor(D.T, X, r), "D is transposed"),
+    ("weighted_floor", lambda D, X, r: weighted_floor(D, X, r + 1), "after the first r"),
+    ("balance", lambda B, A: B @ A, "the new B and the new A"),
+    ("balance", lambda B, A: balance(B, A)[::-1], "B first, then A"),
+    ("balance", lambda B, A: balance(B, A, extra=1), "first r singular values only"),
+    ("balance", lambda B, A: (2 * B, A), "the product has changed"),
+    ("balance", lambda B, A: balance(B, A, power=1), "all the singular values"),
+    ("balance", lambda B, A: balance(B, A, power=0), "all the singular values"),
+    ("balance", equal_norms, "equal norms are not enough"),
+    ("many_examples", lambda r: 0.5, "one error for each draw"),
+    ("many_examples", lambda r: np.zeros((2, 5)), "one error for each draw"),
+    ("many_examples", mean_errors(2.19, 2.50, 3.13, 3.58), "as with 96 examples"),
+    ("many_examples", mean_errors(0.65, 0.20, 0.45, 0.79), "return the tuned errors"),
+    ("many_examples", mean_errors(0.2, 0.2, 0.1, 0.2), "at the rank it is given"),
+]
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_answers_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     getattr(exercises, f"check_{name}")(RIGHT[name])
@@ -241,3 +336,8 @@ def test_wrong_answers_hear_why(name: str, function: Function, words: str) -> No
 def test_a_bug_in_the_answer_is_shown_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
         exercises.check_outer_product(lambda u, v: 1 / 0)
+
+
+def test_any_root_of_sigma_gives_the_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    exercises.check_weighted_floor(through_cholesky)
+    assert capsys.readouterr().out.startswith("passed: ")
