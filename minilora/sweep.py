@@ -19,6 +19,7 @@ import copy
 import hashlib
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -465,6 +466,8 @@ def _run(calls: Sequence[Callable[[], list[Result]]], jobs: int) -> Iterator[lis
         return
     from joblib import Parallel, delayed  # scikit-learn brings it
 
+    # It starts a worker anew once its memory has grown, which is no concern of the reader.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     parallel = Parallel(n_jobs=jobs, return_as="generator")
     yield from parallel(delayed(_alone)(call) for call in calls)
 
@@ -483,13 +486,25 @@ def _keys(cells: Sequence[Cell], for_file: bool) -> list[str]:
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"a cell appears twice: {twice}")
-    for cell in cells:
-        if for_file and any(callable(getattr(cell.config, f.name)) for f in fields(cell.config)):
-            raise ValueError(
-                "a file cannot say which function a config held: with path, give targets, exclude "
-                "and init by name"
-            )
-    return keys
+    return [_lasting_key(cell) for cell in cells] if for_file else keys
+
+
+def _lasting_key(cell: Cell) -> str:
+    """A cell's repr, in which a function stands under its name and not under its address."""
+    config = {}
+    for part in fields(cell.config):
+        value = getattr(cell.config, part.name)
+        if callable(value) and not isinstance(value, type):
+            name = f"{value.__module__}.{getattr(value, '__qualname__', '<lambda>')}"
+            if "<" in name:
+                raise ValueError(
+                    f"{part.name} is a function without a name of its own, {name}, which a file "
+                    "cannot hold: with path, define it in a module, or leave path out"
+                )
+            value = name
+        config[part.name] = value
+    rest = {part.name: getattr(cell, part.name) for part in fields(cell) if part.name != "config"}
+    return repr((config, rest))
 
 
 def _header(

@@ -52,8 +52,9 @@ def make_row(arm="a", seed=0, accuracy=0.5, **changes):
 def test_every_arm_is_tuned_and_tested(smoke):
     size = rank.PROFILES["smoke"]
     for arm in rank.arms(size):
-        tuned = [row for row in smoke.rows if (row.stage, row.arm) == ("tune", arm.name)]
-        tested = [row for row in smoke.rows if (row.stage, row.arm) == ("final", arm.name)]
+        of_arm = [row for row in smoke.rows if (row.arm, row.labels) == (arm.name, 40)]
+        tuned = [row for row in of_arm if row.stage == "tune"]
+        tested = [row for row in of_arm if row.stage == "final"]
         assert len({row.lr for row in tuned}) >= 5
         assert sorted(row.seed for row in tested) == list(size.seeds)
         assert {row.lr for row in tested} == {rank.best_rates(smoke.rows)[arm.name, 40]}
@@ -134,14 +135,68 @@ def test_tuning_goes_on_until_the_best_rate_lies_inside():
         )
 
     journal = Journal(None, {})
-    rank.tune(size, work, journal, jobs=1, progress=False)
-    rows = list(journal.rows.values())
+    compared = rank.arms(size)
+    rows = rank.tune(size, compared, (40,), {}, work, journal, jobs=1, progress=False)
+    assert rows == list(journal.rows.values())
     assert set(rank.best_rates(rows).values()) == {wanted}
     for arm in rank.arms(size):
         tried = sorted(row.lr for row in rows if row.arm == arm.name)
         assert tried[0] < wanted < tried[-1]
         first = rank.RATES.index(tried[0])
         assert tried == list(rank.RATES[first : first + len(tried)])  # no gaps
+
+    # With a rate to start from, three are tried at first, and more only where they must be.
+    arm, near, far = compared[0], rank.RATES[9], rank.RATES[3]
+    for start, expected in ((near, rank.RATES[8:11]), (far, rank.RATES[2:11])):
+        journal = Journal(None, {})
+        rows = rank.tune(
+            size, [arm], (30,), {arm.name: start}, work, journal, jobs=1, progress=False
+        )
+        assert sorted(row.lr for row in rows) == list(expected)
+
+
+def test_the_curve_has_its_own_labels_arms_and_seeds(smoke):
+    size = rank.PROFILES["smoke"]
+    trained = {
+        (row.arm, row.seed)
+        for row in smoke.rows
+        if row.stage == "final" and row.labels == 30 and row.lr is not None
+    }
+    assert trained == {("LoRA r=1", 0), ("full fine-tuning", 0)}
+    assert {row.arm for row in smoke.rows if row.labels == 30 and row.lr is None} == {
+        "nearest neighbours",
+        "logistic regression",
+        "digits labelled singly",
+        "the base as it is",
+    }
+    assert {one.arm for one in summaries.summarise(smoke, 30)} >= {"LoRA r=1"}
+    assert size.curve_labels == (30,)
+
+
+def test_what_was_watched_on_its_way(smoke):
+    size = rank.PROFILES["smoke"]
+    looks = [row for row in smoke.rows if row.arm == "watched r=2"]
+    assert len(looks) == 10 * len(size.watch_rates)
+    by_step = {(row.lr, row.setting): row.log_loss for row in looks}
+    best = min(by_step, key=by_step.__getitem__)
+    (tuned,) = [row for row in smoke.rows if row.arm == "watched r=2, tuned"]
+    (untuned,) = [row for row in smoke.rows if row.arm == "watched r=2, untuned"]
+    assert (tuned.stage, tuned.lr) == ("final", best[0])
+    assert untuned.lr == size.watch_rates[1] and untuned.stage == "final"
+    # On test data, and not the number that chose it.
+    assert tuned.log_loss != by_step[best]
+
+
+def test_biases_only_trains_those_of_the_blocks():
+    model = TransformerClassifier(rank.PROFILES["smoke"].model)
+    (arm,) = [one for one in rank.arms(rank.PROFILES["smoke"]) if one.kind == "biases"]
+    rank.prepare(arm, model, alpha=8.0, seed=0)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith("blocks.") and name.endswith("bias")
+    }
 
 
 def test_a_run_that_diverges_is_recorded_and_never_chosen():

@@ -326,10 +326,13 @@ def test_bad_cells_and_calls_are_refused(base, tmp_path):
         sweep(base, [cell], train, steps=1, optimizer="adam")
     with pytest.raises(ValueError, match="exclude each other"):
         sweep(base, [cell], train, steps=1, keep=True, path=tmp_path / "x")
-    by_function = Cell(LoRAConfig(r=2, alpha=2, targets=["q_proj"], init=zero_a), 1e-3)
-    with pytest.raises(ValueError, match="which function"):
-        sweep(base, [by_function], train, steps=1, path=tmp_path / "x")
+    by_lambda = LoRAConfig(r=2, alpha=2, targets=lambda name, _: name.endswith("q_proj"))
+    with pytest.raises(ValueError, match="targets is a function without a name"):
+        sweep(base, [Cell(by_lambda, 1e-3)], train, steps=1, path=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+    by_name = Cell(LoRAConfig(r=2, alpha=2, targets=["q_proj"], init=zero_a), 1e-3)
+    once = sweep(base, [by_name], train, steps=1, path=tmp_path / "x")
+    assert sweep(base, [by_name], train, steps=1, path=tmp_path / "x") == once
     with pytest.raises(ValueError, match="q_porj"):
         sweep(
             base, [cell, Cell(LoRAConfig(r=2, alpha=2, targets=["q_porj"]), 1e-3)], train, steps=1

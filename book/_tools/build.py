@@ -64,6 +64,8 @@ def main() -> int:
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, not one from elsewhere
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's notice that would end up in outputs
         "PYTHONHASHSEED": "0",
+        # The experiments that the pages run leave their results here, for tests/notebooks.
+        "MINILORA_RUNS": str(ROOT / "build" / "runs"),
         # Threads that wait by spinning slow a busy machine down tenfold; these sleep.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }

@@ -5,10 +5,12 @@ line, and draws the recording of the large run beside its own where there is one
 """
 
 from minilora.experiments.recording import (
+    Quantity,
     Recording,
     Row,
     check_recording,
     is_stale,
+    keep_run,
     load_recording,
     not_recorded,
     read_recording,
@@ -16,14 +18,16 @@ from minilora.experiments.recording import (
 )
 
 #: Every experiment: a module of this package with ``PROFILES``, ``SOURCES`` and ``run``.
-NAMES = ("rank",)
+NAMES = ("rank", "rates", "placement", "memory")
 
 __all__ = [
     "NAMES",
+    "Quantity",
     "Recording",
     "Row",
     "check_recording",
     "is_stale",
+    "keep_run",
     "load_recording",
     "not_recorded",
     "read_recording",

@@ -42,9 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         recording = experiment.run(
             options.profile, jobs=options.jobs, out=options.out, progress=True
         )
-        print(
-            f"{name}: {len(recording.rows)} rows in {recording.seconds:.0f} s ({recording.where})"
-        )
+        count = len(recording.rows) + len(recording.quantities)
+        print(f"{name}: {count} rows in {recording.seconds:.0f} s ({recording.where})")
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +73,8 @@ def _results(cells: Sequence[Cell], work: Callable[[Cell], Row], jobs: int) -> I
         return
     from joblib import Parallel, delayed  # scikit-learn brings it
 
+    # It starts a worker anew once its memory has grown, which is no concern of the reader.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     parallel = Parallel(n_jobs=min(jobs, len(cells)), return_as="generator")
     yield from parallel(delayed(_alone)(work, cell) for cell in cells)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import Summary, summarise, tuning_curve
-from minilora.plotting import COLORS, LINESTYLES, MARKERS, label_line
+from minilora.plotting import COLORS, LINESTYLES, MARKERS, LineStyle, label_line
 
 #: Where an arm's name stands: offset in points, and the side of the text that faces the mark.
 PLACES = {
@@ -17,6 +17,7 @@ PLACES = {
     "random": (0, -12, "center"),  # beyond the worst
     "full": (-10, -2, "right"),
     "head": (10, -8, "left"),
+    "biases": (10, -8, "left"),
     "scratch": (-10, 0, "right"),
 }
 METHODS = {
@@ -93,6 +94,52 @@ def draw_methods(axes: Sequence[Axes], recording: Recording, x: float, cut: floa
             kind = "neighbours" if one.kind == "halves" else one.kind
             ax.axhline(y, color=COLORS[kind], linewidth=1.3, linestyle=LINESTYLES[kind])
             label_line(ax, (x, y), METHODS[one.arm], color=COLORS[kind])
+
+
+def draw_by_labels(ax: Axes, recording: Recording, names: Sequence[str]) -> None:
+    """Test accuracy (%) of some arms against the number of labelled pictures (logarithmic).
+
+    Small marks are runs and large marks their means.
+    """
+    counts = sorted({row.labels for row in recording.rows if row.arm == names[0]})
+    for name in names:
+        found = [summarise(recording, labels) for labels in counts]
+        arms = [one for some in found for one in some if one.arm == name]
+        kind = "neighbours" if arms[0].kind == "halves" else arms[0].kind
+        color, means = COLORS[kind], [100 * one.accuracy for one in arms]
+        labels = [one.labels for one in arms]
+        style = ":" if arms[0].r == 1 else LINESTYLES[kind]
+        for one in arms:
+            runs = [100 * value for value in one.values]
+            ax.plot([one.labels] * len(runs), runs, ".", color=color, alpha=0.5)
+        ax.plot(labels, means, MARKERS[kind], linestyle=style, color=color)
+        up = {"lora": 5, "full": -7, "halves": 3}.get(arms[0].kind, 0)
+        place = labels[-1], means[-1]
+        label_line(ax, place, METHODS.get(name, name), color=color, offset=(8, up))
+    ax.set_xscale("log")
+    ax.set_xticks(counts, labels=[f"{count:,}" for count in counts])
+    ax.minorticks_off()
+    ax.set(xlabel="labelled pictures", ylabel="test accuracy (%)")
+
+
+def draw_watched(
+    ax: Axes, recording: Recording, r: int, lr: float, style: LineStyle = "-", name: str = ""
+) -> None:
+    """Mean validation log loss (nats) of an adapter against the step, at one constant rate.
+
+    A curve has a gap where one of its runs diverged. ``name`` stands where it ends.
+    """
+    looks: dict[int, list[float]] = {}
+    for row in recording.rows:
+        if (row.stage, row.arm, row.lr) == ("tune", f"watched r={r}", lr):
+            step = int((row.setting or "").removeprefix("step "))
+            looks.setdefault(step, []).append(np.nan if row.log_loss is None else row.log_loss)
+    steps = sorted(looks)
+    means = [float(np.mean(looks[step])) for step in steps]
+    ax.plot(steps, means, color=COLORS["lora"], ls=style)
+    if name:
+        label_line(ax, (steps[-1], means[-1]), name, color=COLORS["lora"])
+    ax.set(xlabel="step", ylabel="validation log loss (nats)")
 
 
 def _runs(recording: Recording, arm: Summary, metric: str, unit: float) -> list[float]:

@@ -26,16 +26,18 @@ from minilora.experiments.recording import (
     Row,
     commit,
     device_name,
+    keep_run,
     now,
     peak_memory,
     versions,
     write_recording,
 )
 from minilora.pretrained import ADDER, pretrained_adder, source_hash
-from minilora.training import Diverged, evaluate, fit, set_seed
+from minilora.sweep import Result, grid, sweep
+from minilora.training import Diverged, Evaluation, evaluate, fit, set_seed
 from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
-Kind = Literal["lora", "random", "full", "head", "scratch"]
+Kind = Literal["lora", "random", "full", "head", "biases", "scratch"]
 
 #: The files whose code settles the numbers.
 SOURCES = [
@@ -45,6 +47,7 @@ SOURCES = [
     "experiments/rank.py",
     "layers.py",
     "pretrained.py",
+    "sweep.py",
     "targets.py",
     "training.py",
     "transformer.py",
@@ -68,7 +71,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Profile:
-    """The size of a run. ``labels[0]`` is the number of labelled pictures of the main figure."""
+    """The size of a run.
+
+    ``labels[0]`` is the number of labelled pictures of the main figure, in which every arm has a
+    part. With ``curve_labels`` only the ``curve_arms`` are run. ``watch`` is the number of labels
+    and ``watch_ranks``, ``watch_rates``, ``watch_steps`` the rest of the grid in which adapters are
+    looked at on their way, every tenth part of it.
+    """
 
     name: str
     model: TransformerConfig
@@ -84,6 +93,13 @@ class Profile:
     tuning_seeds: tuple[int, ...]
     validation_pictures: int
     test_pictures: int
+    curve_labels: tuple[int, ...] = ()
+    curve_arms: tuple[str, ...] = ()
+    curve_seeds: tuple[int, ...] = ()
+    watch: int = 100
+    watch_ranks: tuple[int, ...] = ()
+    watch_rates: tuple[float, ...] = ()
+    watch_steps: int = 400
     rate_shift: int = 0  # steps on the ladder by which a wider model's rates start lower
 
 
@@ -94,7 +110,7 @@ PROFILES = {
         pretraining_steps=1600,
         pretraining_lr=3e-3,
         labels=(500,),
-        ranks=(1, 2, 4, 8, 16),
+        ranks=(1, 2, 4, 8, 16, 32),
         random_rank=8,
         alpha=8.0,
         steps=200,
@@ -103,22 +119,32 @@ PROFILES = {
         tuning_seeds=(100,),
         validation_pictures=764,
         test_pictures=1536,
+        curve_labels=(100, 250, 1000, 2000),
+        curve_arms=("LoRA r=1", "LoRA r=8", "full fine-tuning"),
+        curve_seeds=(0, 1, 2),
+        watch_ranks=(1, 4, 32),
+        watch_rates=(5e-3, 1e-2, 2.2e-2),
     ),
     "gpu": Profile(
         name="gpu",
         model=replace(ADDER, width=256, layers=4, heads=8),
         pretraining_steps=3000,
         pretraining_lr=1e-3,
-        labels=(500, 2000),
-        ranks=(1, 2, 4, 8, 16, 32),
+        labels=(500,),
+        ranks=(1, 2, 4, 8, 16, 32, 64),
         random_rank=8,
         alpha=8.0,
         steps=300,
         batch_size=32,
-        seeds=(0, 1, 2, 3, 4),
+        seeds=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
         tuning_seeds=(100,),
         validation_pictures=764,
         test_pictures=1536,
+        curve_labels=(100, 250, 1000, 2000, 4000),
+        curve_arms=("LoRA r=1", "LoRA r=8", "LoRA r=64", "full fine-tuning"),
+        curve_seeds=(0, 1, 2, 3, 4),
+        watch_ranks=(1, 4, 16, 64),
+        watch_rates=(5e-4, 1e-3, 2.2e-3, 5e-3, 1e-2),
         rate_shift=1,
     ),
     "smoke": Profile(
@@ -136,6 +162,13 @@ PROFILES = {
         tuning_seeds=(100,),
         validation_pictures=60,
         test_pictures=60,
+        curve_labels=(30,),
+        curve_arms=("LoRA r=1", "full fine-tuning"),
+        curve_seeds=(0,),
+        watch=40,
+        watch_ranks=(1, 2),
+        watch_rates=(1e-3, 1e-2),
+        watch_steps=20,
     ),
 }
 
@@ -157,6 +190,7 @@ def arms(profile: Profile) -> list[Arm]:
     r = profile.random_rank
     return [
         Arm("head only", "head", 5e-3),
+        Arm("biases only", "biases", 1e-2),
         *low_rank,
         Arm(f"random A, r={r}", "random", 5e-2, r),
         Arm("full fine-tuning", "full", 2.2e-3),
@@ -168,7 +202,8 @@ def prepare(arm: Arm, base: TransformerClassifier, alpha: float, seed: int) -> N
     """Make a copy of the base ready to be trained the arm's way, in place.
 
     ``seed`` draws A of the adapters. The head keeps the base's weights; only "head only", "full
-    fine-tuning" and "from scratch" train it.
+    fine-tuning" and "from scratch" train it. "biases only" is BitFit (arXiv 2106.10199): the biases
+    of the adapted layers and of the normalisations.
     """
     set_seed(seed)
     if arm.kind in ("full", "scratch"):
@@ -176,6 +211,10 @@ def prepare(arm: Arm, base: TransformerClassifier, alpha: float, seed: int) -> N
     if arm.kind == "head":
         base.requires_grad_(False)
         base.head.requires_grad_(True)
+        return
+    if arm.kind == "biases":
+        for path, parameter in base.named_parameters():
+            parameter.requires_grad_(path.startswith("blocks.") and path.endswith(".bias"))
         return
     assert arm.r is not None
     add_lora(base, LoRAConfig(r=arm.r, alpha=alpha, targets=list(BLOCK_LINEARS)))
@@ -209,17 +248,25 @@ def run(
     base = adder(size, place, progress)
     work = partial(run_cell, size=size, device=str(place), base=base.state_dict())
     rows: list[Row] = []
-    tuned = tune(size, work, journal, jobs, progress)
-    rows += [row for row in journal.rows.values() if row.stage == "tune"]
+    compared = arms(size)
+    chosen = [arm for arm in compared if arm.name in size.curve_arms]
+    rows += tune(size, compared, size.labels, {}, work, journal, jobs, progress)
+    start = {arm.name: best_rates(rows)[arm.name, size.labels[0]] for arm in chosen}
+    rows += tune(size, chosen, size.curve_labels, start, work, journal, jobs, progress)
     best = best_rates(rows)
     cells = [
         Cell("final", arm, labels, seed, best[arm.name, labels])
-        for labels in size.labels
-        for arm in tuned
-        for seed in size.seeds
+        for some, counts, seeds in (
+            (compared, size.labels, size.seeds),
+            (chosen, size.curve_labels, size.curve_seeds),
+        )
+        for labels in counts
+        for arm in some
+        for seed in seeds
     ]
     rows += run_cells(cells, work, journal, jobs=jobs, say="test" if progress else None)
     rows += baselines(size, base)
+    rows += watch(size, base.to(place), jobs if place.type == "cpu" else 1, path)
     recording = Recording(
         name="rank",
         profile=size.name,
@@ -236,6 +283,9 @@ def run(
     if out is not None:
         write_recording(recording, out)
         journal.close()
+        if path is not None:
+            path.with_suffix(".watch.jsonl").unlink(missing_ok=True)
+    keep_run(recording)
     return recording
 
 
@@ -253,19 +303,29 @@ def adder(
 
 
 def tune(
-    size: Profile, work: partial[Row], journal: Journal, jobs: int, progress: bool
-) -> list[Arm]:
-    """Try learning rates for every arm until the best lies between two others; the arms.
+    size: Profile,
+    compared: list[Arm],
+    counts: tuple[int, ...],
+    start: dict[str, float],
+    work: partial[Row],
+    journal: Journal,
+    jobs: int,
+    progress: bool,
+) -> list[Row]:
+    """Try learning rates for every arm until the best lies between two others; their rows.
 
-    Five neighbouring rates at first, then one more at a time on the side where the best is last.
+    Five neighbouring rates at first, or three around the arm's rate in ``start``; then one more at
+    a time on the side where the best is last.
     """
-    compared = arms(size)
     # (arm, labels) → the first place on the ladder that was tried, and the one past the last
     seen: dict[tuple[Arm, int], tuple[int, int]] = {}
     for arm in compared:
-        middle = RATES.index(arm.middle) - size.rate_shift
-        first = min(max(middle - 2, 0), len(RATES) - 5)
-        seen |= {(arm, labels): (first, first + 5) for labels in size.labels}
+        if arm.name in start:
+            middle, half = RATES.index(start[arm.name]), 1
+        else:
+            middle, half = RATES.index(arm.middle) - size.rate_shift, 2
+        first = min(max(middle - half, 0), len(RATES) - 2 * half - 1)
+        seen |= {(arm, labels): (first, first + 2 * half + 1) for labels in counts}
     todo = [(key, rate) for key, (first, end) in seen.items() for rate in RATES[first:end]]
     rows: list[Row] = []
     while todo:
@@ -284,7 +344,99 @@ def tune(
             elif place == end - 1 and end < len(RATES):
                 seen[arm, labels] = first, end + 1
                 todo.append(((arm, labels), RATES[end]))
-    return compared
+    return rows
+
+
+def watch(
+    size: Profile, base: TransformerClassifier, jobs: int, path: Path | None = None
+) -> list[Row]:
+    """Adapters with few labels, looked at on their way: what they overfit, and when.
+
+    One row for every look, on validation data, with "step N" for its setting; and one on test data
+    for the rate and the step that validation chose for the rank (setting "tuned"), and for the
+    middle rate at the last step ("untuned").
+    """
+    if not size.watch_ranks:
+        return []
+    config = LoRAConfig(r=1, alpha=size.alpha, targets=list(BLOCK_LINEARS))
+    seeds = size.curve_seeds
+    cells = grid(config, r=size.watch_ranks, lr=size.watch_rates, seed=seeds)
+    every = max(1, size.watch_steps // 10)
+    _, validation, test = pictures(size, size.watch, 0)
+    results = sweep(
+        base,
+        cells,
+        partial(_labelled, size),
+        steps=size.watch_steps,
+        batch_size=size.batch_size,
+        schedule="constant",
+        evaluate={"validation": (validation.x, validation.y), "test": (test.x, test.y)},
+        every=every,
+        jobs=jobs,
+        path=None if path is None else path.with_suffix(".watch.jsonl"),
+        progress=False,
+    )
+    found = {(c.config.r, c.lr, c.seed): r for c, r in zip(cells, results, strict=True)}
+    rows = []
+    middle = size.watch_rates[len(size.watch_rates) // 2]
+    for (r, lr, seed), result in found.items():
+        for k, look in enumerate(result.along.get("validation", []), start=1):
+            rows.append(_watched(size, r, seed, lr, f"step {k * every}", look, result, "tune"))
+    for r in size.watch_ranks:
+        # (rates, looks): the mean over seeds, infinite for a rate at which one diverged
+        curves = np.array(
+            [np.mean([_curve(found[r, lr, seed], size, every) for seed in seeds], axis=0)
+             for lr in size.watch_rates]
+        )  # fmt: skip
+        best, step = np.unravel_index(int(curves.argmin()), curves.shape)
+        for setting, lr, at in (
+            ("tuned", size.watch_rates[int(best)], int(step)),
+            ("untuned", middle, -1),
+        ):
+            for seed in seeds:
+                result = found[r, lr, seed]
+                seen = result.along["test"][at] if result.along else None
+                rows.append(_watched(size, r, seed, lr, setting, seen, result, "final"))
+    return rows
+
+
+def _labelled(size: Profile, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    train, _, _ = pictures(size, size.watch, seed)
+    return train.x, train.y
+
+
+def _curve(result: Result, size: Profile, every: int) -> list[float]:
+    if result.along:
+        return [look.log_loss for look in result.along["validation"]]
+    return [float("inf")] * (size.watch_steps // every)
+
+
+def _watched(
+    size: Profile,
+    r: int,
+    seed: int,
+    lr: float,
+    setting: str,
+    seen: Evaluation | None,
+    result: Result,
+    stage: str,
+) -> Row:
+    return Row(
+        stage=stage,
+        arm=f"watched r={r}" if stage == "tune" else f"watched r={r}, {setting}",
+        kind="lora",
+        r=r,
+        labels=size.watch,
+        seed=seed,
+        lr=lr,
+        setting=setting,
+        parameters=result.parameters,
+        accuracy=seen.accuracy if seen else None,
+        log_loss=seen.log_loss if seen else None,
+        train_loss=None,
+        seconds=0.0,
+        diverged=seen is None,
+    )
 
 
 def best_rates(rows: list[Row]) -> dict[tuple[str, int], float]:
@@ -340,6 +492,8 @@ def run_cell(cell: Cell, *, size: Profile, device: str, base: dict[str, torch.Te
         return replace(row, diverged=True, seconds=time.perf_counter() - started)
     seen = validation if cell.stage == "tune" else test
     found = evaluate(model, seen.x, seen.y)
+    if not np.isfinite(found.log_loss):  # the last step was one too many
+        return replace(row, diverged=True, seconds=time.perf_counter() - started)
     return replace(
         row,
         accuracy=found.accuracy,
@@ -378,8 +532,10 @@ def baselines(size: Profile, base: TransformerClassifier) -> list[Row]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     rows = []
-    for labels in size.labels:
-        for seed in size.seeds:
+    everywhere = [(labels, size.seeds) for labels in size.labels]
+    everywhere += [(labels, size.curve_seeds) for labels in size.curve_labels]
+    for labels, seeds in everywhere:
+        for seed in seeds:
             train, validation, test = pictures(size, labels, seed)
             # In double precision, so that the number of BLAS threads does not show in the result.
             (x, y), *parts = (
@@ -392,7 +548,7 @@ def baselines(size: Profile, base: TransformerClassifier) -> list[Row]:
                     _logistic(x, y, parts, labels, seed),
                     _digit_by_digit(size, labels, seed),
                 ]
-        _, _, test = pictures(size, labels, size.seeds[0])
+        _, _, test = pictures(size, labels, seeds[0])
         found = evaluate(base, test.x, test.y)
         rows.append(
             _classical("the base as it is", "base", labels, 0, None, found.accuracy, found.log_loss)

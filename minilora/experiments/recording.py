@@ -9,8 +9,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ SCHEMA = 1  # raise it when a field changes its meaning
 
 #: What a row's accuracy was measured on. Tuning sees validation data only.
 STAGES = {"tune": "validation", "final": "test"}
+
+UNITS = ("bytes", "seconds", "flops", "calls")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,29 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """One measurement of bytes, seconds, operations or calls, beside what was predicted for it.
+
+    ``size`` is what an experiment varies, such as a width, and ``repeat`` counts measurements of
+    the same thing. ``predicted`` is None where nothing was.
+    """
+
+    arm: str
+    kind: str
+    what: str
+    size: int
+    repeat: int
+    unit: str
+    measured: float
+    predicted: float | None = None
+
+
+@dataclass(frozen=True)
 class Recording:
-    """A finished experiment: its settings, every raw row, and where and when it was run."""
+    """A finished experiment: its settings, every raw row, and where and when it was run.
+
+    An experiment leaves ``rows``, ``quantities`` or both.
+    """
 
     name: str
     profile: str
@@ -68,6 +91,7 @@ class Recording:
     seconds: float
     peak_bytes: int | None
     schema: int = field(default=SCHEMA)
+    quantities: list[Quantity] = field(default_factory=list)
 
     @property
     def where(self) -> str:
@@ -88,6 +112,18 @@ def write_recording(recording: Recording, folder: Path | str) -> Path:
     return path
 
 
+def keep_run(recording: Recording, part: str | None = None) -> None:
+    """Leave a run in the folder that ``MINILORA_RUNS`` names, if it names one.
+
+    The build sets it, so that the tests can hold the sentences of a page against the run that the
+    page has shown. ``part`` is added to the file's name.
+    """
+    folder = os.environ.get("MINILORA_RUNS")
+    if folder:
+        name = recording.name if part is None else f"{recording.name}-{part}"
+        write_recording(replace(recording, name=name), folder)
+
+
 def read_recording(path: Path | str) -> Recording:
     """Read a recording and check it; ValueError says what is wrong with it."""
     try:
@@ -96,7 +132,8 @@ def read_recording(path: Path | str) -> Recording:
         raise ValueError(f"{path} is not JSON: {error}") from None
     check_recording(content)
     rows = [Row(**row) for row in content.pop("rows")]
-    return Recording(rows=rows, **content)
+    quantities = [Quantity(**one) for one in content.pop("quantities", [])]
+    return Recording(rows=rows, quantities=quantities, **content)
 
 
 def load_recording(name: str, profile: str = "gpu", folder: Path | str = RECORDED) -> Any:
@@ -120,7 +157,7 @@ def is_stale(recording: Recording, sources: Iterable[str]) -> bool:
 
 def check_recording(content: Any) -> None:
     """Raise ValueError unless this (from JSON, or ``asdict``) is a sound recording."""
-    _fields(content, Recording, "the recording")
+    _fields(content, Recording, "the recording", optional={"quantities"})
     if content["schema"] != SCHEMA:
         raise ValueError(f"schema {content['schema']} is not the {SCHEMA} that this code reads")
     types: dict[str, type] = {
@@ -139,8 +176,9 @@ def check_recording(content: Any) -> None:
     for key in ("python", "torch", "numpy"):
         if key not in content["versions"]:
             raise ValueError(f"versions must name {key}")
-    if not content["rows"]:
-        raise ValueError("a recording without rows records nothing")
+    _typed(content.get("quantities", []), list, "quantities")
+    if not content["rows"] and not content.get("quantities"):
+        raise ValueError("a recording without rows or quantities records nothing")
     seen = set()
     for number, row in enumerate(content["rows"]):
         _check_row(row, f"row {number}")
@@ -148,6 +186,13 @@ def check_recording(content: Any) -> None:
         if run in seen:
             raise ValueError(f"row {number} repeats {run}")
         seen.add(run)
+    seen = set()
+    for number, one in enumerate(content.get("quantities", [])):
+        _check_quantity(one, f"quantity {number}")
+        what = tuple(one[part] for part in ("arm", "what", "size", "repeat"))
+        if what in seen:
+            raise ValueError(f"quantity {number} repeats {what}")
+        seen.add(what)
 
 
 def _check_row(row: Any, where: str) -> None:
@@ -169,12 +214,27 @@ def _check_row(row: Any, where: str) -> None:
         raise ValueError(f"{where}: a trained arm must count its trainable parameters")
 
 
-def _fields(content: Any, of: type, where: str) -> None:
-    """Exactly the fields of a dataclass, none missing and none more."""
+def _check_quantity(one: Any, where: str) -> None:
+    _fields(one, Quantity, where)
+    types: dict[str, type] = {"arm": str, "kind": str, "what": str, "size": int, "repeat": int}
+    for key, kind in types.items():
+        _typed(one[key], kind, f"{where}: {key}")
+    if one["unit"] not in UNITS:
+        raise ValueError(f"{where}: unit must be one of {UNITS}, found {one['unit']!r}")
+    for key in ("measured", "predicted"):
+        value = one[key]
+        if value is None and key == "predicted":
+            continue
+        if not (_number(value) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{where}: {key} must be a number ≥ 0, found {value!r}")
+
+
+def _fields(content: Any, of: type, where: str, optional: Collection[str] = ()) -> None:
+    """Exactly the fields of a dataclass: none missing but the optional ones, and none more."""
     if not isinstance(content, dict):
         raise ValueError(f"{where} must be an object, found {type(content).__name__}")
     expected = {part.name for part in fields(of)}
-    if missing := expected - content.keys():
+    if missing := expected - content.keys() - set(optional):
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
     if more := content.keys() - expected:
         raise ValueError(f"{where} has the unknown {', '.join(sorted(more))}")
@@ -235,7 +295,9 @@ def commit() -> str | None:
 
     # A package installed into somebody else's repository has no commit of its own.
     tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-    if not tracked or git("status", "--porcelain", "--", here.parent.as_posix()):
+    # Recordings and unfinished work are results of the code, and no change of it.
+    own = here.parent.as_posix(), f":(exclude){RECORDED.as_posix()}"
+    if not tracked or git("status", "--porcelain", "--", *own):
         return None
     return git("rev-parse", "HEAD")
 

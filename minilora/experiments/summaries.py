@@ -123,9 +123,12 @@ def _plus_minus(se: float, digits: int) -> str:
 
 
 def _labels(recording: Recording, labels: int | None) -> int:
-    offered = list(recording.settings["labels"])
+    """The number of labels asked for, or that of the main figure, or the first that was run."""
+    offered = list(dict.fromkeys(row.labels for row in recording.rows))
     if labels is None:
-        return int(offered[0])
+        main = recording.settings["labels"]
+        first = int(main[0] if isinstance(main, list | tuple) else main)
+        return first if first in offered else offered[0]
     if labels not in offered:
         raise ValueError(f"no run with {labels} labels; there are {offered}")
     return labels

@@ -1,0 +1,527 @@
+"""Memory and time of a training step: full fine-tuning, LoRA, PEFT's LoRA and QLoRA.
+
+A randomly initialised stack of transformer blocks takes training steps on random tokens. Bytes and
+operations are predicted by `minilora.memory` and measured; seconds are measured alone. On a card
+the arms are run one after the other, so that each has the memory for itself; on the CPU they take
+turns.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import minilora
+from minilora import LoRAConfig
+from minilora.experiments.recording import (
+    Quantity,
+    Recording,
+    commit,
+    device_name,
+    now,
+    versions,
+    write_recording,
+)
+from minilora.measuring import (
+    count_flops,
+    optimizer_bytes,
+    peak_bytes,
+    saved_bytes,
+    take_turns,
+    watch,
+)
+from minilora.memory import (
+    FLOOR,
+    FULL,
+    LORA,
+    LORA_QV,
+    QLORA,
+    Method,
+    Size,
+    Stack,
+    Step,
+    model_bytes,
+)
+from minilora.pretrained import source_hash
+from minilora.quantize import quantize_linears
+from minilora.training import set_seed
+from minilora.transformer import BLOCK_LINEARS
+
+#: The files whose code settles the numbers.
+SOURCES = [
+    "adapt.py",
+    "experiments/memory.py",
+    "layers.py",
+    "measuring.py",
+    "memory.py",
+    "quantize.py",
+]
+
+HAS_PEFT = importlib.util.find_spec("peft") is not None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train; ``peft`` says that the adapters are PEFT's."""
+
+    name: str
+    kind: str
+    method: Method
+    checkpointing: bool = False
+    peft: bool = False
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The size of a run.
+
+    ``rounds`` is how often each step is timed. ``widths`` are those of the stacks on which only
+    full fine-tuning, LoRA and the floor are timed, ``narrow`` the rest of their sizes, and
+    ``sequences`` × ``tokens`` the work of every step. Inference is timed on one token, and on a
+    whole step's tokens.
+    """
+
+    name: str
+    size: Size
+    sequences: int
+    tokens: int
+    dtype: str
+    r: int
+    rounds: int
+    widths: tuple[int, ...]
+    narrow: Size
+    narrow_sequences: int
+    narrow_rounds: int
+    peft: bool = False  # whether PEFT takes part, where it is installed
+
+
+PROFILES = {
+    "cpu": Profile(
+        name="cpu",
+        size=Size(width=384, layers=4, heads=6, vocab=4096, context=128),
+        sequences=4,
+        tokens=128,
+        dtype="float32",
+        r=8,
+        rounds=7,
+        widths=(32, 64, 128, 256, 512),
+        narrow=Size(width=32, layers=4, heads=2, vocab=256, context=64),
+        narrow_sequences=4,
+        narrow_rounds=7,
+    ),
+    # 1.04 billion parameters.
+    "gpu": Profile(
+        name="gpu",
+        size=Size(width=2048, layers=18, heads=16, vocab=32768, context=1024),
+        sequences=4,
+        tokens=1024,
+        dtype="bfloat16",
+        r=16,
+        rounds=20,
+        widths=(128, 256, 512, 1024, 2048, 4096),
+        narrow=Size(width=128, layers=4, heads=2, vocab=1024, context=1024),
+        narrow_sequences=4,
+        narrow_rounds=30,
+        peft=True,
+    ),
+    # In half precision, so that the code of the gpu profile is run.
+    "smoke": Profile(
+        name="smoke",
+        size=Size(width=32, layers=2, heads=2, vocab=400, context=16),
+        sequences=2,
+        tokens=16,
+        dtype="bfloat16",
+        r=2,
+        rounds=2,
+        widths=(16, 32),
+        narrow=Size(width=16, layers=1, heads=2, vocab=50, context=16),
+        narrow_sequences=1,
+        narrow_rounds=2,
+    ),
+}
+
+
+def arms(profile: Profile) -> list[Arm]:
+    """Every way to train that is weighed and timed."""
+    r, half = profile.r, profile.dtype != "float32"
+    lora, textbook = replace(LORA, r=r), replace(LORA, r=r, textbook=True)
+    found = [
+        Arm("full", "full", FULL),
+        Arm("LoRA", "lora", lora),
+        Arm("LoRA on Q, V", "lora", replace(LORA_QV, r=r)),
+        Arm("QLoRA", "lora", replace(QLORA, r=r)),
+        Arm("LoRA, textbook form", "lora", textbook),
+        Arm("floor", "floor", FLOOR),
+        Arm("full, checkpointing", "full", FULL, checkpointing=True),
+        Arm("LoRA, checkpointing", "lora", lora, checkpointing=True),
+    ]
+    if half:
+        found.append(Arm("full, master weights", "full", replace(FULL, masters=True)))
+        if profile.peft and HAS_PEFT:
+            found.append(Arm("LoRA by PEFT", "lora", textbook, peft=True))
+    return found
+
+
+class Masters:
+    """AdamW on a float32 copy of every weight in half precision, one block after the other.
+
+    A step that is too small for the weight's own format still moves the copy. In blocks, so that
+    only one of them has float32 gradients at a time. Source: Micikevicius et al. 2017, arXiv
+    1710.03740, section 3.1.
+    """
+
+    def __init__(self, model: Stack, lr: float) -> None:
+        parts = [*model.blocks, model.norm, model.head, model.embedding]
+        weights = [[*part.parameters()] for part in parts] + [[model.positions]]
+        self.pairs = [[(w, nn.Parameter(w.detach().float())) for w in part] for part in weights]
+        self.optimizers = [
+            torch.optim.AdamW([copy for _, copy in part], lr=lr, fused=True) for part in self.pairs
+        ]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for part, optimizer in zip(self.pairs, self.optimizers, strict=True):
+            for weight, copy in part:
+                assert weight.grad is not None
+                copy.grad, weight.grad = weight.grad.float(), None
+            optimizer.step()
+            optimizer.zero_grad()
+            for weight, copy in part:
+                weight.copy_(copy)
+
+    def nbytes(self) -> int:
+        """The copies, and AdamW's state for them."""
+        copies = sum(copy.nbytes for part in self.pairs for _, copy in part)
+        return copies + sum(map(optimizer_bytes, self.optimizers))
+
+
+class Training:
+    """A model of an arm, and what it takes to train it on one batch of random tokens."""
+
+    def __init__(
+        self, arm: Arm, size: Size, sequences: int, tokens: int, dtype: torch.dtype, device: str
+    ) -> None:
+        set_seed(0)
+        self.arm, self.device = arm, device
+        self.predicted = Step(size, arm.method, sequences, tokens, dtype, arm.checkpointing, device)
+        with torch.device(device):
+            model = Stack(size).to(dtype)
+            self.ids = torch.randint(size.vocab, (sequences, tokens))
+            self.next_ids = torch.randint(size.vocab, (sequences * tokens,))
+        self.model = prepare(model, arm)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.masters = Masters(model, lr=1e-4) if arm.method.masters else None
+        self.optimizer: torch.optim.Optimizer | None = None
+        if trained and not self.masters:
+            self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def form(self) -> AbstractContextManager[None]:
+        """In which form the adapters compute. A block that is computed anew needs the same one."""
+        textbook = self.arm.method.textbook and not self.arm.peft
+        return minilora.textbook() if textbook else nullcontext()
+
+    def loss(self) -> Tensor:
+        """The mean cross-entropy of the next tokens."""
+        with self.form():
+            if self.arm.kind == "floor":
+                scores = self.model.read(self.model.embed(self.ids).detach().requires_grad_())
+            else:
+                scores = self.model(self.ids, self.arm.checkpointing)
+            return F.cross_entropy(scores.flatten(0, 1), self.next_ids)
+
+    def backward(self) -> None:
+        """Forward and backward."""
+        with self.form():
+            self.loss().backward()
+
+    def step(self) -> None:
+        """Forward, backward, the optimizer's step; the gradients are given up."""
+        self.backward()
+        if self.masters:
+            self.masters.step()
+        elif self.optimizer:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def optimizer_bytes(self) -> int:
+        if self.masters:
+            return self.masters.nbytes()
+        return optimizer_bytes(self.optimizer) if self.optimizer else 0
+
+
+def prepare(model: Stack, arm: Arm) -> Stack:
+    """Quantize, freeze and adapt the model as the arm says, in place; the same object."""
+    method = arm.method
+    if method.full:
+        return model
+    if method.quantized:
+        quantize_linears(model, list(BLOCK_LINEARS))
+    model.requires_grad_(False)
+    if not method.targets:
+        return model
+    targets = list(method.targets)
+    if not arm.peft:
+        return minilora.add_lora(model, LoRAConfig(r=method.r, alpha=method.r, targets=targets))
+    import peft
+
+    config = peft.LoraConfig(r=method.r, lora_alpha=method.r, target_modules=targets)
+    peft.get_peft_model(model, config)  # puts its layers into the model itself
+    return model
+
+
+def weigh(training: Training, start: int) -> dict[str, tuple[str, float, float | None]]:
+    """{what: (unit, measured, predicted)} of one training step.
+
+    ``start`` are the bytes that the card held before the model was made.
+    """
+    model, step = training.model, training.predicted
+    expected, cuda = step.bytes(), training.device == "cuda"
+    for _ in range(2 if cuda else 1):  # the optimizer makes its state in the first step
+        training.step()
+    weights, state = model_bytes(model).weights, training.optimizer_bytes()
+    seen = watch(training.step)
+    peak = weights + state + seen.peak
+    if cuda:
+        peak = torch.cuda.memory_allocated() - start + peak_bytes(training.step, "cuda")
+    kept = saved_bytes(training.loss, model)
+    flops = count_flops(training.backward)
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    model.zero_grad()
+    return {
+        "weights": ("bytes", weights, expected.weights),
+        "gradients": ("bytes", gradients, expected.gradients),
+        "optimizer": ("bytes", state, expected.optimizer),
+        "activations": ("bytes", kept, expected.activations + expected.logits),
+        "peak": ("bytes", peak, step.peak()),
+        "flops": ("flops", flops, None if step.checkpointing else step.flops()),
+        "calls": ("calls", seen.calls, None),
+    }
+
+
+def run(
+    profile: str | Profile = "cpu",
+    *,
+    jobs: int | None = None,
+    device: str | None = None,
+    out: Path | str | None = None,
+    progress: bool = False,
+) -> Recording:
+    """Run the whole experiment; with ``out``, leave ``memory.PROFILE.json`` in that folder.
+
+    The gpu profile needs a CUDA card; the others run on the CPU unless told otherwise. ``jobs`` is
+    there for the command line: runs that are timed do not share the machine.
+    """
+    size = PROFILES[profile] if isinstance(profile, str) else profile
+    device = device or ("cuda" if size.name == "gpu" else "cpu")
+    started = time.perf_counter()
+    found: list[Quantity] = []
+    with attention_without_tables(device):
+        for part in (bytes_of_arms, seconds_of_arms, seconds_of_widths, seconds_of_inference):
+            found += part(size, device)
+            if progress:
+                spent = time.perf_counter() - started
+                print(f"memory: {part.__name__}, {spent:.0f} s", file=sys.stderr, flush=True)
+    peaks = [int(one.measured) for one in found if one.what == "peak"]
+    recording = Recording(
+        name="memory",
+        profile=size.name,
+        settings=asdict(size),
+        rows=[],
+        source=source_hash(SOURCES),
+        device=device_name(torch.device(device)),
+        versions=versions() | ({"peft": version("peft")} if size.peft and HAS_PEFT else {}),
+        date=now(),
+        commit=commit(),
+        seconds=time.perf_counter() - started,
+        peak_bytes=max(peaks),
+        quantities=found,
+    )
+    if out is not None:
+        write_recording(recording, out)
+    return recording
+
+
+def attention_without_tables(device: str) -> AbstractContextManager[Any]:
+    """Keep CUDA to the two forms of attention that save no table of T × T, and what they save."""
+    if device != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
+
+
+def make(arm: Arm, profile: Profile, device: str) -> Training:
+    """The arm at the profile's size."""
+    dtype = getattr(torch, profile.dtype)
+    return Training(arm, profile.size, profile.sequences, profile.tokens, dtype, device)
+
+
+def steps(profile: Profile, device: str) -> dict[str, Step]:
+    """{arm: the step whose bytes and operations are predicted}."""
+    size, work = profile.size, (profile.sequences, profile.tokens)
+    dtype = getattr(torch, profile.dtype)
+    return {
+        arm.name: Step(size, arm.method, *work, dtype, arm.checkpointing, device)
+        for arm in arms(profile)
+    }
+
+
+def bytes_of_arms(profile: Profile, device: str) -> list[Quantity]:
+    """What every arm holds, and how much arithmetic and how many calls a step is."""
+    if device == "cuda":  # libraries take their workspace at the first product, and keep it
+        small = PROFILES["smoke"]
+        for arm in arms(replace(small, dtype=profile.dtype)):
+            make(arm, replace(small, dtype=profile.dtype), device).step()
+    found = []
+    for arm in arms(profile):
+        start = held_on_card(device)
+        seen = weigh(make(arm, profile, device), start)
+        for what, (unit, measured, predicted) in seen.items():
+            width = profile.size.width
+            found.append(Quantity(arm.name, arm.kind, what, width, 0, unit, measured, predicted))
+    return found
+
+
+def held_on_card(device: str) -> int:
+    """Bytes allocated on the card once everything that can be freed is."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def seconds_of_arms(profile: Profile, device: str) -> list[Quantity]:
+    """Seconds of a step of every arm."""
+    compared = arms(profile)
+    groups = [[arm] for arm in compared] if device == "cuda" else [compared]
+    found = []
+    for group in groups:
+        held_on_card(device)
+        trainings = {arm.name: make(arm, profile, device) for arm in group}
+        runs = {name: one.step for name, one in trainings.items()}
+        kinds = {arm.name: arm.kind for arm in group}
+        found += timed(runs, "step", profile.size.width, profile.rounds, device, kinds)
+    return found
+
+
+def timed(
+    runs: dict[str, Callable[[], Any]],
+    what: str,
+    size: int,
+    rounds: int,
+    device: str,
+    kinds: dict[str, str],
+) -> list[Quantity]:
+    """The seconds of some runs that take turns."""
+    spent = take_turns(runs, rounds, device, warm_ups=1 if device == "cpu" else 3)
+    return [
+        Quantity(name, kinds[name], what, size, repeat, "seconds", seconds)
+        for name, values in spent.items()
+        for repeat, seconds in enumerate(values)
+    ]
+
+
+def seconds_of_widths(profile: Profile, device: str) -> list[Quantity]:
+    """Full fine-tuning, LoRA and the floor, on stacks from narrow to wide."""
+    dtype = getattr(torch, profile.dtype)
+    compared = [arm for arm in arms(profile) if arm.name in ("full", "LoRA", "floor")]
+    found = []
+    for width in profile.widths:
+        size = replace(profile.narrow, width=width, heads=max(1, width // 64))
+        held_on_card(device)
+        trainings = {
+            arm.name: Training(
+                arm, size, profile.narrow_sequences, profile.narrow.context, dtype, device
+            )
+            for arm in compared
+        }
+        kinds = {arm.name: arm.kind for arm in compared}
+        runs = {name: one.step for name, one in trainings.items()}
+        # A step of a narrow stack is over at once, and a disturbance shows.
+        rounds = profile.narrow_rounds * max(1, 128 // width)
+        found += timed(runs, "narrow step", width, rounds, device, kinds)
+        for name, one in trainings.items():
+            flops, calls = count_flops(one.step), watch(one.step).calls
+            for what, unit, measured, predicted in (
+                ("narrow flops", "flops", flops, one.predicted.flops()),
+                ("narrow calls", "calls", calls, None),
+            ):
+                found.append(Quantity(name, kinds[name], what, width, 0, unit, measured, predicted))
+    return found
+
+
+def seconds_of_inference(profile: Profile, device: str) -> list[Quantity]:
+    """The forward pass of the base, of the adapted model and of the merged one."""
+    arm = next(arm for arm in arms(profile) if arm.name == "LoRA")
+    held_on_card(device)
+    adapted = make(arm, profile, device).model
+    base = make(replace(arm, kind="floor", method=FLOOR), profile, device).model
+    merged = minilora.merge(make(arm, profile, device).model, keep_base=False)
+    models = {"base": base, "LoRA": adapted, "LoRA, merged": merged}
+    kinds = {"base": "base", "LoRA": "lora", "LoRA, merged": "lora"}
+    found = []
+    for ids in (torch.zeros(1, 1), torch.zeros(profile.sequences, profile.tokens)):
+        ids = ids.long().to(device)
+        runs = {name: forward_of(model.eval(), ids) for name, model in models.items()}
+        found += timed(runs, "forward", ids.numel(), profile.narrow_rounds, device, kinds)
+    return found
+
+
+def forward_of(model: nn.Module, ids: Tensor) -> Callable[[], Any]:
+    """A forward pass without gradients."""
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(ids)
+
+    return forward
+
+
+# --- reading a recording --------------------------------------------------------------------
+
+
+def quantities(
+    recording: Recording, what: str, arm: str | None = None, size: int | None = None
+) -> list[Quantity]:
+    """The measurements of one thing; ValueError where there is none."""
+    found = [
+        one
+        for one in recording.quantities
+        if one.what == what and arm in (None, one.arm) and size in (None, one.size)
+    ]
+    if not found:
+        known = sorted({(one.what, one.arm) for one in recording.quantities})
+        raise ValueError(f"no {what!r} of {arm!r} at {size}; there are {known}")
+    return found
+
+
+def ratios(recording: Recording, what: str, arm: str, other: str, size: int) -> list[float]:
+    """Seconds of ``arm`` ÷ seconds of ``other``, round by round, at one size."""
+    pair = [quantities(recording, what, one, size) for one in (arm, other)]
+    return [a.measured / b.measured for a, b in zip(*pair, strict=True)]
+
+
+def table(recording: Recording) -> str:
+    """A line for each arm: the peak, predicted and measured, in GiB, and the time of a step."""
+    width = int(recording.settings["size"]["width"])
+    names = list(dict.fromkeys(one.arm for one in quantities(recording, "peak")))
+    lines = [f"{'':<22}{'predicted':>11}{'measured':>10}  GiB {'seconds':>10}{'÷ full':>9}"]
+    for name in names:
+        (peak,) = quantities(recording, "peak", name)
+        seconds = [one.measured for one in quantities(recording, "step", name)]
+        share = median(ratios(recording, "step", name, "full", width))
+        lines.append(
+            f"{name:<22}{(peak.predicted or 0) / 2**30:>11.3f}{peak.measured / 2**30:>10.3f}"
+            f"{median(seconds):>15.3f}{share:>9.2f}"
+        )
+    return "\n".join(lines)

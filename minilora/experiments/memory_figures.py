@@ -1,0 +1,165 @@
+"""The figures of the memory experiment: bytes in piles, and seconds beside full fine-tuning's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from minilora.experiments.memory import quantities, ratios
+from minilora.experiments.recording import Recording
+from minilora.memory import Step
+from minilora.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line
+
+#: Colour and hatching of what a step holds. Logits are drawn with the activations.
+PILES = {
+    "weights": (COLORS["W0"], ""),
+    "gradients": (COLORS["full"], "///"),
+    "optimizer": (COLORS["neighbours"], "\\\\\\"),
+    "activations": (COLORS["random"], "..."),
+}
+NAMES = {"optimizer": "optimizer state"}
+#: What a block keeps, in the order in which it is made, with its width in units of n × width.
+TENSORS = {
+    "norm1 in": 1,
+    "q, k, v in": 1,
+    "q": 1,
+    "k": 1,
+    "v": 1,
+    "o in": 1,
+    "norm2 in": 1,
+    "up in": 1,
+    "GELU in": 4,
+    "down in": 4,
+}
+UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+
+def draw_block(ax: Axes, steps: Mapping[str, Step]) -> None:
+    """One row a method, one tile for each tensor that a block could keep, filled where it does."""
+    for row, step in enumerate(steps.values()):
+        kept, left, count = step.block(), 0.0, 0
+        for tensor, width in TENSORS.items():
+            filled = tensor in kept
+            count += width * filled
+            color = COLORS["random"] if filled else "white"
+            size = width - 0.08
+            ax.barh(row, size, 0.62, left, color=color, edgecolor=PALE, linewidth=0.8)
+            if not filled:
+                ax.plot([left, left + size], [row + 0.31, row - 0.31], color=PALE, lw=0.8)
+            left += width
+        ax.text(left + 0.2, row, f"{count} of {sum(TENSORS.values())}", va="center")
+    left = 0.0
+    for tensor, width in TENSORS.items():
+        place = left + width / 2
+        turn, ha = (40, "left") if width == 1 else (0, "center")
+        ax.text(place, -0.45, tensor, fontsize=10, rotation=turn, ha=ha, va="bottom")
+        left += width
+    ax.set_yticks(range(len(steps)), labels=list(steps))
+    ax.set(ylim=(len(steps) - 0.5, -1.5), xlim=(-0.1, left + 2.2), xticks=[])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def draw_bytes(ax: Axes, recording: Recording, arms: Sequence[str], unit: str = "MiB") -> None:
+    """What each arm holds, in piles: predicted above, measured below; a mark for a step's peak."""
+    for place, arm in enumerate(arms):
+        found = {what: quantities(recording, what, arm)[0] for what in (*PILES, "peak")}
+        for shift, which, fill in ((-0.19, "predicted", "white"), (0.19, "measured", INK)):
+            sizes = {name: (getattr(found[name], which) or 0) / UNITS[unit] for name in PILES}
+            _stack(ax, place + shift, sizes, 0.34, names=place == 0 and which == "predicted")
+            peak = (getattr(found["peak"], which) or 0) / UNITS[unit]
+            ax.plot(peak, place + shift, "D", color=INK, mfc=fill, markersize=5.5, zorder=5)
+            end = max(sum(sizes.values()), peak)
+            label_line(ax, (end, place + shift), f"{which}, peak {peak:.3g}", offset=(9, 0))
+    _finish(ax, list(arms), unit)
+
+
+def draw_predicted(ax: Axes, steps: Mapping[str, Step], unit: str = "GiB") -> None:
+    """What each step would hold, in piles, by prediction alone, and its peak marked."""
+    for place, step in enumerate(steps.values()):
+        held = step.bytes()
+        sizes = {name: getattr(held, name) / UNITS[unit] for name in PILES}
+        sizes["activations"] += held.logits / UNITS[unit]
+        _stack(ax, place, sizes, 0.5, names=place == 0)
+        peak = step.peak() / UNITS[unit]
+        ax.plot(peak, place, "D", color=INK, mfc="white", markersize=6, zorder=5)
+        end = max(peak, sum(sizes.values()))
+        label_line(ax, (end, place), f"peak {peak:.3g}", color=INK, offset=(9, 0))
+    _finish(ax, list(steps), unit)
+
+
+def _stack(ax: Axes, place: float, sizes: Mapping[str, float], height: float, names: bool) -> None:
+    left = 0.0
+    for name, size in sizes.items():
+        color, hatch = PILES[name]
+        ax.barh(
+            place, size, height, left, color=color, hatch=hatch, edgecolor="white", linewidth=0.6
+        )
+        if names:
+            x, text = left + size / 2, NAMES.get(name, name)
+            ax.text(x, place - 0.6 * height - 0.04, text, ha="center", va="bottom", fontsize=10)
+        left += size
+
+
+def _finish(ax: Axes, names: list[str], unit: str) -> None:
+    ax.set_yticks(range(len(names)), labels=names)
+    ax.tick_params(axis="y", length=0)
+    ax.set(ylim=(len(names) - 0.5, -0.75), xlabel=unit)
+    ax.grid(False, axis="y")
+
+
+def draw_times(ax: Axes, recording: Recording, arms: Sequence[str]) -> None:
+    """The time of a step, divided by that of full fine-tuning in the same round."""
+    width = int(recording.settings["size"]["width"])
+    for place, arm in enumerate(arms):
+        kind = quantities(recording, "step", arm)[0].kind
+        color, marker = COLORS[kind], MARKERS[kind] or "|"
+        found = ratios(recording, "step", arm, "full", width)
+        ax.plot(found, [place] * len(found), ".", color=color, alpha=0.5)
+        middle = statistics.median(found)
+        ax.plot(middle, place, marker, color=color, markersize=9, mew=2)
+        label_line(ax, (max(found), place), f"{middle:.2f}", color=color, offset=(9, 0))
+    ax.axvline(2 / 3, color=COLORS["theory"], linestyle="--", linewidth=1)
+    label_line(ax, (2 / 3, -0.5), "2/3", offset=(0, 8), ha="center")
+    ax.axvline(1, color=COLORS["full"], linewidth=1)
+    ax.set_yticks(range(len(arms)), labels=list(arms))
+    ax.tick_params(axis="y", length=0)
+    ax.set(ylim=(len(arms) - 0.5, -0.5), xlabel="time of a step ÷ that of full fine-tuning")
+
+
+def draw_widths(ax: Axes, recording: Recording) -> None:
+    """LoRA's time and the floor's, divided by full fine-tuning's, against the width of the stack.
+
+    Small marks are rounds and large marks their medians; dashed is the ratio of operations. What
+    lies above 2 is not shown.
+    """
+    widths = sorted({one.size for one in quantities(recording, "narrow step", "full")})
+    for arm in ("LoRA", "floor"):
+        middles, counted = [], []
+        kind = quantities(recording, "narrow step", arm)[0].kind
+        for width in widths:
+            found = ratios(recording, "narrow step", arm, "full", width)
+            middles.append(statistics.median(found))
+            ax.plot([width] * len(found), found, ".", color=COLORS[kind], alpha=0.35)
+            flops = [quantities(recording, "narrow flops", one, width)[0] for one in (arm, "full")]
+            counted.append(flops[0].measured / flops[1].measured)
+        marker, style = MARKERS[kind] or "v", LINESTYLES[kind] if kind == "lora" else ":"
+        ax.plot(widths, middles, marker=marker, ls=style, color=COLORS[kind])
+        rise = 4 if arm == "LoRA" else -9
+        end = widths[-1], middles[-1]
+        label_line(ax, end, f"{arm}, by the clock", color=COLORS[kind], offset=(10, rise))
+        if arm == "LoRA":
+            ax.plot(widths, counted, "--", color=COLORS[kind], linewidth=1.2)
+            place = widths[1], counted[1]
+            label_line(ax, place, "LoRA, by count", color=COLORS[kind], offset=(8, 7))
+    ax.axhline(1, color=COLORS["full"], linewidth=1.2)
+    label_line(ax, (widths[-1], 1), "full fine-tuning", color=COLORS["full"], offset=(10, 10))
+    ax.axhline(2 / 3, color=COLORS["theory"], linestyle="--", linewidth=1)
+    label_line(ax, (widths[0], 2 / 3), "2/3", offset=(-2, 8), ha="right")
+    ax.set_xscale("log")
+    ax.set_xticks(widths, labels=[f"{width:,}" for width in widths])
+    ax.minorticks_off()
+    ax.set(ylim=(0.4, 2), xlabel="width of the stack", ylabel="time of a step ÷ that of full")

@@ -1,0 +1,176 @@
+"""Bytes, operations, calls and seconds of a training step, measured on any model."""
+
+from __future__ import annotations
+
+import random
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Run = Callable[[], object]
+
+
+def saved_bytes(run: Run, model: nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of ``run()``; each storage counts once.
+
+    The model's parameters and buffers are left out: they are there in any case. What ``run``
+    returns must not be the only hold on the graph; it is dropped here.
+    """
+    there = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}  # held on to, so that no address comes twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        run()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that an optimizer keeps from step to step, measured: 0 before its first step."""
+    entries = [entry for state in optimizer.state.values() for entry in state.values()]
+    return sum(entry.nbytes for entry in entries if isinstance(entry, Tensor))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What `watch` saw: the number of calls, and the most bytes above those at the start."""
+
+    calls: int
+    peak: int
+
+
+def watch(run: Run) -> Watched:
+    """Run ``run()`` and follow every tensor that PyTorch's operations make, on any device.
+
+    A call is one operation as PyTorch sends it on, a view included. What an operation allocates
+    for itself and frees again is not seen.
+    """
+    with _Watch() as seen:
+        run()
+    return Watched(seen.calls, seen.peak)
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._note([args, kwargs], new=False)  # there before; freeing it lowers the count
+        result = func(*args, **kwargs)
+        self._note(result, new=True)
+        self.calls += 1
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _note(self, tree: Any, new: bool) -> None:
+        for tensor in tree_leaves(tree):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known:
+                    self.known.add(storage._cdata)
+                    self.live += storage.nbytes() if new else 0
+                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
+    """The most bytes above those at the start that ``run()`` holds at any moment.
+
+    On CUDA by the allocator's own count (``torch.cuda.max_memory_allocated``), which rounds every
+    tensor up to 512 bytes; elsewhere by `watch`. Call it after two steps of training: the
+    optimizer makes its state in the first.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return watch(run).peak
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def count_flops(run: Run) -> int:
+    """Floating-point operations of the matrix products in ``run()``, counted as they happen.
+
+    Attention's products count as well where it runs in one of PyTorch's fused forms.
+    """
+    # Imported here, because it takes longer to import than the rest of this module.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    aten = torch.ops.aten
+    # What PyTorch's own table leaves out; each is given the shapes of its operands.
+    more = {
+        aten.addmm_: _update_flops,  # how an adapted layer adds its update
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=more) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _update_flops(y: Size, a: Size, b: Size, *_: Any, **__: Any) -> int:
+    return 2 * prod(a) * b[1]
+
+
+def _attention_flops(q: Size, k: Size, *_: Any, **__: Any) -> int:
+    return 2 * 2 * prod(q) * k[2]  # queries by keys, shares by values
+
+
+def _attention_backward_flops(grad: Size, q: Size, k: Size, *_: Any, **__: Any) -> int:
+    return 5 * 2 * prod(q) * k[2]  # the scores once more, and a gradient for each operand
+
+
+def seconds(run: Run, device: torch.device | str = "cpu") -> float:
+    """How long one ``run()`` takes, the work of a card included."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def take_turns(
+    runs: Mapping[str, Run], rounds: int, device: torch.device | str = "cpu", warm_ups: int = 1
+) -> dict[str, list[float]]:
+    """{name: seconds of each round}: every run once a round, in an order drawn anew.
+
+    A machine that slows down for a while then slows all of them, and the ratio of two runs within
+    a round stays fair. The first ``warm_ups`` rounds do not count.
+    """
+    order, names = random.Random(0), list(runs)
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warm_ups + rounds):
+        order.shuffle(names)
+        for name in names:
+            took = seconds(runs[name], device)
+            if turn >= warm_ups:
+                spent[name].append(took)
+    return spent

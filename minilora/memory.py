@@ -1,0 +1,404 @@
+"""The bytes of a training step, predicted for a stack of transformer blocks, and measured.
+
+The predictions are for `Stack`: blocks with the normalisation first, six linear layers with biases,
+fused attention, GELU between width and four times the width, no dropout. They say what autograd
+keeps from the forward pass, tensor by tensor, for full fine-tuning and for adapters, and from that
+the peak of a step. The measuring is for any model.
+
+Source of the count: Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, here for attention that
+keeps no table of T × T, and for frozen layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from minilora.accounting import lora_size
+from minilora.quantize import nf4_bytes
+from minilora.transformer import BLOCK_LINEARS
+
+#: (out, in) of the six linear layers of a block, in widths.
+SHAPES = dict.fromkeys(BLOCK_LINEARS, (1, 1)) | {"up_proj": (4, 1), "down_proj": (1, 4)}
+QKV = BLOCK_LINEARS[:3]
+
+# --- any model ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What a training step holds, in bytes, by the reason why it is held.
+
+    Attributes:
+        weights: Parameters and buffers, trained or frozen.
+        gradients: One for each trained parameter, in its type.
+        optimizer: What the optimizer keeps from step to step.
+        activations: What the forward pass keeps for the backward pass, but for the next.
+        logits: The scores of the vocabulary, kept for the loss.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it, as if all were held at once; a step's peak is lower, since gradients come
+        as activations go.
+        """
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def model_bytes(model: nn.Module) -> Bytes:
+    """Weights, gradients and AdamW's state of a model, predicted from its parameters alone.
+
+    AdamW keeps two tensors like each trained parameter, and a step count of 4 bytes. Activations
+    and logits are 0 here. What is neither parameter nor buffer is not seen, such as the weights
+    that ``merge`` keeps aside. Nothing is allocated.
+    """
+    parameters, buffers = set(model.parameters()), set(model.buffers())
+    trained = [p for p in parameters if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained)
+    return Bytes(
+        weights=sum(tensor.nbytes for tensor in parameters | buffers),
+        gradients=gradients,
+        optimizer=2 * gradients + 4 * len(trained),
+    )
+
+
+def training_flops(base: int, tokens: int, adapter: int | None = None) -> int:
+    """Floating-point operations of the matrix products of one training step.
+
+    A product of one token with a matrix of P numbers takes 2P: a multiplication and an addition
+    for each. Forward is one such product, the gradient of its input another, the gradient of the
+    matrix a third. A frozen matrix has no third. So training all takes 6 · base · tokens, and
+    training an adapter (4 · base + 6 · adapter) · tokens. Attention's own products, which no
+    matrix of parameters takes part in, are left out.
+
+    Args:
+        base: Numbers in the model's matrices; an embedding is looked up, and does not count.
+        tokens: Tokens in the step.
+        adapter: Numbers in the adapter's matrices; None for full fine-tuning.
+
+    Source: the counts of Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
+    """
+    if adapter is None:
+        return 6 * base * tokens
+    return (4 * base + 6 * adapter) * tokens
+
+
+# --- the model ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """The sizes of a `Stack`. ``context`` is the number of tokens that it has positions for."""
+
+    width: int = 512
+    layers: int = 4
+    heads: int = 8
+    vocab: int = 4096
+    context: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "vocab", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(
+                f"a width of {self.width} cannot be shared out over {self.heads} heads: "
+                "choose a number of heads that divides the width"
+            )
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the matrices that tokens are multiplied with, the P of the FLOPs."""
+        return 12 * self.width**2 * self.layers + self.vocab * self.width
+
+    @property
+    def parameters(self) -> int:
+        """All numbers, those of embedding, positions, biases and normalisations included."""
+        vectors = 13 * self.layers + 2 + self.context + self.vocab
+        return self.matrices + vectors * self.width
+
+
+class Block(nn.Module):
+    """Attention to earlier tokens, then feed-forward: (N, T, width) → the same."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.up_proj, self.down_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, width) → (N, T, width)."""
+        inner = self.norm1(x)
+        q, k, v = (
+            proj(inner).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # each (N, heads, T, width / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return x + self.down_proj(F.gelu(self.up_proj(self.norm2(x))))
+
+
+class Stack(nn.Module):
+    """Token numbers in, scores of the next token out: (N, T) → (N, T, vocab)."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size.vocab, size.width)
+        self.positions = nn.Parameter(0.02 * torch.randn(size.context, size.width))
+        self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.layers))
+        self.norm = nn.LayerNorm(size.width)
+        self.head = nn.Linear(size.width, size.vocab, bias=False)
+
+    def forward(self, ids: Tensor, checkpointing: bool = False) -> Tensor:
+        """(N, T) → (N, T, vocab)."""
+        return self.read(self.embed(ids), checkpointing)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(N, T) → (N, T, width)."""
+        x: Tensor = self.embedding(ids) + self.positions[: ids.shape[1]]
+        return x
+
+    def read(self, x: Tensor, checkpointing: bool = False) -> Tensor:
+        """(N, T, width) → (N, T, vocab). With ``checkpointing`` a block keeps its input only."""
+        for block in self.blocks:
+            if checkpointing:
+                # There is no dropout, so the state of the random numbers need not be kept.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        scores: Tensor = self.head(self.norm(x))
+        return scores
+
+
+# --- predicted ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a `Stack` is trained.
+
+    Attributes:
+        targets: The layers of every block that have an adapter; None for full fine-tuning. With
+            none at all, only the gradient of the embedded tokens is computed: what training
+            anything below the blocks needs, and the floor of LoRA's time.
+        r: Rank.
+        quantized: Whether the six layers of every block are stored in NF4.
+        textbook: Whether the adapters compute by the paper's formula, as PEFT's do.
+        trains_a: Whether A is trained; frozen, it is LoRA-FA.
+        masters: Whether weights in half precision are trained by way of a float32 copy.
+    """
+
+    targets: tuple[str, ...] | None = None
+    r: int = 8
+    quantized: bool = False
+    textbook: bool = False
+    trains_a: bool = True
+    masters: bool = False
+
+    @property
+    def full(self) -> bool:
+        return self.targets is None
+
+    def adapts(self, *names: str) -> bool:
+        return any(name in names for name in self.targets or ())
+
+    def keeps_input(self, *names: str) -> bool:
+        """Whether one of the layers needs its input: for the gradient of its weight, or of A."""
+        return self.full or (self.trains_a and self.adapts(*names))
+
+
+FULL = Method()
+LORA = Method(BLOCK_LINEARS)
+LORA_QV = Method(("q_proj", "v_proj"))
+QLORA = Method(BLOCK_LINEARS, quantized=True)
+FLOOR = Method(())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step of a `Stack` with AdamW, of which everything is predicted.
+
+    Attributes:
+        size: Of the model.
+        method: How it is trained.
+        batch: Sequences in the step. ``tokens``: in each of them.
+        dtype: Of the base: torch.float32 or torch.bfloat16. Adapters are float32.
+        checkpointing: Whether a block keeps its input only, and is computed once more.
+        device: "cpu" or "cuda". For half precision CUDA keeps the statistics of a normalisation
+            in float32, the CPU in the type of its input.
+    """
+
+    size: Size
+    method: Method
+    batch: int
+    tokens: int
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+    device: str = "cpu"
+
+    @property
+    def n(self) -> int:
+        """Tokens in the step."""
+        return self.batch * self.tokens
+
+    @property
+    def wide(self) -> int:
+        """Bytes of one tensor (n, width)."""
+        return self.n * self.size.width * self.dtype.itemsize
+
+    @property
+    def _statistics(self) -> int:
+        # The mean of each token, and one over its deviation.
+        return 2 * self.n * (4 if self.device == "cuda" else self.dtype.itemsize)
+
+    def adapters(self) -> int:
+        """Numbers in all adapters, A and B."""
+        shapes = [SHAPES[name] for name in self.method.targets or ()]
+        width, r = self.size.width, self.method.r
+        return self.size.layers * sum(
+            lora_size(out * width, into * width, r) for out, into in shapes
+        )
+
+    def _reached(self, first: bool) -> dict[str, bool]:
+        """{layer: whether its input has a gradient}, and so passes one on."""
+        method = self.method
+        enters = method.full or not method.targets or not first
+        attends = enters or method.adapts(*QKV)
+        middle = attends or method.adapts("o_proj")
+        bends = middle or method.adapts("up_proj")
+        return dict(zip(BLOCK_LINEARS, (enters, enters, enters, attends, middle, bends)))
+
+    def block(self, first: bool = False) -> dict[str, int]:
+        """{what: bytes} that one block keeps from the forward pass for the backward pass.
+
+        A tensor that two operations need is listed once. The ``first`` block of a model with a
+        frozen embedding gets an input without a gradient, and keeps less.
+        """
+        method, n, b = self.method, self.n, self.dtype.itemsize
+        wide, exact = self.wide, max(b, 4)  # exact: bytes of a number of A or B
+        apart = method.textbook and b < 4  # then each adapter keeps a float32 copy of its input
+        reached = self._reached(first)
+        enters, attends = reached["q_proj"], reached["o_proj"]
+        middle, bends = reached["up_proj"], reached["down_proj"]
+        kept: dict[str, int] = {}
+
+        def keep(name: str, needed: bool, size: int) -> None:
+            if needed and size:
+                kept[name] = size
+
+        keep("norm1 in", enters, wide + self._statistics)
+        keep("q, k, v in", method.keeps_input(*QKV) and not apart, wide)
+        keep("q", attends, wide)
+        keep("k", attends, wide)
+        keep("v", attends, wide)
+        keep("o in", attends or (method.keeps_input("o_proj") and not apart), wide)
+        keep("attention sums", attends, 4 * n * self.size.heads)  # float32, one a query and head
+        keep("norm2 in", middle, wide + self._statistics)
+        keep("up in", method.keeps_input("up_proj") and not apart, wide)
+        keep("GELU in", bends, 4 * wide)
+        keep("down in", method.keeps_input("down_proj") and not apart, 4 * wide)
+
+        narrow = copies = inputs = 0
+        for name in method.targets or ():
+            d_out, d_in = (side * self.size.width for side in SHAPES[name])
+            narrow += n * method.r * (exact if apart else b)  # for the gradient of B
+            needs_b = reached[name] or method.trains_a  # to go further back than B
+            if apart:
+                inputs += n * d_in * exact * method.trains_a
+            elif b < 4:
+                copies += method.r * b * (d_out * needs_b + d_in * reached[name])
+            elif not (method.textbook or method.quantized or method.r == 1):
+                copies += method.r * b * d_out * needs_b  # B transposed, laid out anew
+        keep("A x", True, narrow)
+        keep("copies of A, B", True, copies)
+        keep("float32 inputs", True, inputs)
+        return kept
+
+    def bytes(self) -> Bytes:
+        """What the step holds, by the reason for it. Exact on the CPU."""
+        size, method, n, b = self.size, self.method, self.n, self.dtype.itemsize
+        if method.full:
+            weights = gradients = size.parameters * b
+            trained = 16 * size.layers + 5
+        else:
+            shapes = [SHAPES[name] for name in method.targets or ()]
+            b_only = size.layers * method.r * size.width * sum(out for out, _ in shapes)
+            gradients = max(b, 4) * (self.adapters() if method.trains_a else b_only)
+            trained = size.layers * len(shapes) * (1 + method.trains_a)
+            weights = size.parameters * b + max(b, 4) * self.adapters()
+            if method.quantized:
+                numbers = [out * into * size.width**2 for out, into in SHAPES.values()]
+                weights -= size.layers * sum(b * m - nf4_bytes(m) for m in numbers)
+        optimizer = 2 * gradients + 4 * trained
+        if method.masters:  # the copies, and moments of their type
+            optimizer = 12 * size.parameters + 4 * trained
+        blocks = [self.wide] * size.layers
+        if not self.checkpointing:
+            blocks = [sum(self.block(first=layer == 0).values()) for layer in range(size.layers)]
+        activations = sum(blocks) + self.wide + self._statistics  # of the last normalisation
+        if method.full:
+            activations += self.wide + 8 * n  # the head's input, and the numbers of the tokens
+        # The log-softmax, the numbers of the right tokens, and how many they are.
+        logits = n * size.vocab * b + 8 * n + b
+        return Bytes(weights, gradients, optimizer, activations, logits)
+
+    def peak(self) -> int:
+        """The most bytes held at any moment of a step, the weights included.
+
+        The largest of: the way back through the softmax, with every activation there and three
+        tables of logits; the middle of the last block or the first; the end, with all gradients.
+        """
+        size, b, held = self.size, self.dtype.itemsize, self.bytes()
+        full = self.method.full
+        table, block_size = self.n * size.vocab * b, (12 * size.width + 13) * size.width
+        moments = [held.activations + 3 * table, held.gradients + self.wide]
+        if self.method.masters:  # one part's gradients in float32
+            moments.append(held.gradients + 4 * max(block_size, size.vocab * size.width))
+        block = sum(self.block().values())
+        # Gradients of GELU's output and input, twice where an adapter adds to them.
+        passing = 5 * self.wide + 4 * size.width**2 * b if full else 9 * self.wide
+        if self.method.quantized:  # or a weight that is being unpacked, 9 bytes a number
+            passing = max(passing, 5 * self.wide + 9 * 4 * size.width**2)
+        for layer in (0, size.layers - 1):
+            below = layer * (self.wide if self.checkpointing else block)
+            done = size.layers - 1 - layer  # blocks whose gradients are there
+            above = held.gradients * done // size.layers
+            if full:
+                above = b * (done * block_size + (size.vocab + 2) * size.width)
+            moments.append(below + block + above + passing)
+        return held.weights + held.optimizer + max(moments)
+
+    def flops(self) -> int:
+        """Floating-point operations of the matrix products, attention's included.
+
+        Without the second forward pass of checkpointing.
+        """
+        size, method, n = self.size, self.method, self.n
+        attention = 4 * n * self.tokens * size.width  # forward, in each block
+        total = 4 * n * size.vocab * size.width + 2 * n * size.vocab * size.width * method.full
+        for layer in range(size.layers):
+            reached = self._reached(first=layer == 0)
+            total += attention
+            if reached["o_proj"]:
+                total += attention * 5 // 2  # five products where forward has two
+            for name, (out, into) in SHAPES.items():
+                # Forward, the gradient of the input, the gradient of the weight.
+                total += 2 * n * out * into * size.width**2 * (1 + reached[name] + method.full)
+                if method.adapts(name):
+                    on = reached[name]
+                    times_a, times_b = 1 + on + method.trains_a, 2 + (on or method.trains_a)
+                    total += 2 * n * method.r * size.width * (into * times_a + out * times_b)
+        return total

@@ -1,0 +1,331 @@
+"""The sentences of Part III that say what was found, held against the runs that the pages made.
+
+`make book` leaves each experiment's run in build/runs. A conclusion is a fragment of a page's text,
+which must still stand there, and a predicate on the run, with its tolerance. So neither the prose
+nor the numbers can move on alone. Recordings of larger machines are held to the conclusions that
+the pages draw from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora.experiments.recording import Recording, read_recording
+from minilora.experiments.summaries import paired, summarise, tuning_curve
+from minilora.experiments.sweeps import best_rate
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = ROOT / "build" / "runs"
+#: Log loss of the untouched base on the validation pictures of chapters 8 and 9, rounded down.
+UNTOUCHED = 1.6
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A fragment of a chapter's prose, and what must hold of the run for it to be true."""
+
+    notebook: str
+    fragment: str
+    runs: tuple[str, ...]
+    holds: Callable[..., bool]
+
+
+def rate(run: Recording, arm: str) -> float:
+    return best_rate(run.rows, arm)
+
+
+def loss_at(run: Recording, arm: str, lr: float) -> float:
+    return tuning_curve(run, arm)[lr]
+
+
+def difference(run: Recording, a: str, b: str, metric: str = "log_loss"):
+    return paired(run, a, b, metric)
+
+
+def together(*runs: Recording) -> Recording:
+    """The first run with the rows of all."""
+    first = runs[0]
+    return Recording(
+        **{**vars(first), "rows": [row for run in runs for row in run.rows]},
+    )
+
+
+RATES = (1e-3, 2.2e-3, 5e-3, 1e-2, 2.2e-2, 5e-2)
+RANKS = (1, 4, 16)
+
+
+def accuracy(run: Recording, arm: str, labels: int | None = None) -> float:
+    (found,) = [one for one in summarise(run, labels) if one.arm == arm]
+    return found.accuracy
+
+
+def better(run: Recording, a: str, b: str, labels: int | None = None):
+    """a − b in accuracy, from 0 to 1."""
+    return paired(run, a, b, labels=labels)
+
+
+def watched(run: Recording, r: int, how: str) -> float:
+    losses = [row.log_loss for row in run.rows if row.arm == f"watched r={r}, {how}"]
+    return float(np.mean([loss for loss in losses if loss is not None]))
+
+
+CONCLUSIONS = [
+    # Chapter 8
+    Conclusion(
+        "08_lora_transformer",
+        "Most of the way up is covered by the first rank",
+        ("rank",),
+        lambda run: (
+            accuracy(run, "LoRA r=1") - accuracy(run, "the base as it is")
+            > 0.6 * (accuracy(run, "full fine-tuning") - accuracy(run, "the base as it is"))
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "nothing to speak of from rank 1 to 2, a jump to 4, and after it a slow rise that no two "
+        "neighbours show by themselves",
+        ("rank",),
+        lambda run: (
+            not better(run, "LoRA r=2", "LoRA r=1").detectable
+            and better(run, "LoRA r=4", "LoRA r=2").low > 0
+            and not any(
+                better(run, f"LoRA r={2 * r}", f"LoRA r={r}").detectable for r in (4, 8, 16)
+            )
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "ranks 1 and 2 stay behind full fine-tuning by two or three points",
+        ("rank",),
+        lambda run: all(
+            better(run, f"LoRA r={r}", "full fine-tuning").high < 0
+            and -0.04 < better(run, f"LoRA r={r}", "full fine-tuning").mean < -0.015
+            for r in (1, 2)
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "From rank 4 on LoRA is not on a par with full fine-tuning but ahead of it",
+        ("rank",),
+        lambda run: all(
+            better(run, f"LoRA r={r}", "full fine-tuning").low > 0 for r in (4, 8, 16, 32)
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "rank 32 is ahead of rank 4, by little",
+        ("rank",),
+        lambda run: 0 < better(run, "LoRA r=32", "LoRA r=4").low < 0.03,
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "Training the *head only* barely improves on the base as it is",
+        ("rank",),
+        lambda run: 0 < accuracy(run, "head only") - accuracy(run, "the base as it is") < 0.04,
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "but both factors together do better",
+        ("rank",),
+        lambda run: better(run, "random A, r=8", "LoRA r=8").high < 0,
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "would read the two digits, add them, and beat every transformer on this page",
+        ("rank",),
+        lambda run: (
+            accuracy(run, "digits labelled singly")
+            > max(one.accuracy for one in summarise(run) if one.parameters)
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "With eight ranks LoRA stands beside full fine-tuning at every number of labels",
+        ("rank",),
+        lambda run: all(
+            -0.02 < better(run, "LoRA r=8", "full fine-tuning", labels).mean < 0.04
+            for labels in (100, 250, 500, 1000, 2000)
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "With one rank it lies behind at every number, by three to five points",
+        ("rank",),
+        lambda run: all(
+            -0.07 < better(run, "LoRA r=1", "full fine-tuning", labels).mean < -0.015
+            for labels in (100, 250, 500, 1000, 2000)
+        ),
+    ),
+    Conclusion(
+        "08_lora_transformer",
+        "Rank 32 has the lowest minimum and, at the end, when all three have learnt their 100 "
+        "pictures by heart, it has done less damage than rank 1",
+        ("rank",),
+        lambda run: (
+            watched(run, 32, "tuned") < watched(run, 4, "tuned") < watched(run, 1, "tuned")
+            and watched(run, 32, "untuned") < watched(run, 1, "untuned")
+            and watched(run, 32, "untuned") > watched(run, 32, "tuned") + 0.2
+        ),
+    ),
+    # Chapter 9
+    Conclusion(
+        "09_learning_rate",
+        "sixteen times the rank, and the best rate is the same rung of the ladder",
+        ("rates-adam",),
+        lambda run: len({rate(run, f"LoRA r={r}") for r in RANKS}) == 1,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "all three ranks end far above the dotted line",
+        ("rates-adam",),
+        lambda run: all(loss_at(run, f"LoRA r={r}", RATES[-1]) > UNTOUCHED + 0.5 for r in RANKS),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "even at the last rung, ten times its best rate, it is still better than the base",
+        ("rates-adam",),
+        lambda run: (
+            rate(run, "full fine-tuning") == 2.2e-3
+            and loss_at(run, "full fine-tuning", 2.2e-2) < UNTOUCHED
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "divide by $r$ and the best rate stays, divide by $\\sqrt r$ and it goes down with",
+        ("rates-adam", "rates-scaling"),
+        lambda adam, scaling: (
+            rate(adam, "LoRA r=16") == rate(adam, "LoRA r=1")
+            and rate(scaling, "α/√r, AdamW, r=16") < rate(adam, "LoRA r=1")
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "a rate that was right at rank 1 is ruinous at rank 16",
+        ("rates-adam", "rates-scaling"),
+        lambda adam, scaling: (
+            loss_at(scaling, "α/√r, AdamW, r=16", rate(adam, "LoRA r=1")) > UNTOUCHED
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "Under plain SGD neither is quite level",
+        ("rates-scaling",),
+        lambda run: (
+            rate(run, "α/r, SGD, r=16") > rate(run, "α/√r, SGD, r=16") > rate(run, "α/r, SGD, r=1")
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "Even with five draws the two cannot be told apart",
+        ("rates-adam", "rates-scaling"),
+        lambda adam, scaling: (
+            not difference(together(adam, scaling), "α/√r, AdamW, r=16", "LoRA r=16").detectable
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "This page gives no support to a ratio of 16",
+        ("rates-plus",),
+        lambda run: difference(run, "LoRA+ ratio 16", "LoRA+ ratio 1").high > 0,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "The lowest cell is that of plain LoRA",
+        ("rates-plus",),
+        lambda run: (
+            min(tuning_curve(run, "LoRA+ ratio 1").values())
+            <= min(min(tuning_curve(run, f"LoRA+ ratio {q}").values()) for q in ("0.25", "4", "16"))
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "Which factor starts at zero makes no difference here that five draws could show",
+        ("rates-starts", "rates-adam"),
+        lambda *runs: not difference(together(*runs), "A at zero", "LoRA r=4").detectable,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "What costs something is to freeze one of them",
+        ("rates-starts", "rates-adam"),
+        lambda *runs: all(
+            difference(together(*runs), f"only {factor} trains", "LoRA r=4").low > 0
+            for factor in "AB"
+        ),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "On this task neither shows up beyond the scatter",
+        ("rates-starts",),
+        lambda run: not difference(run, "only A trains", "only B trains").detectable,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "with 4 pictures a step the cliff comes a rung earlier",
+        ("rates-batch",),
+        lambda run: loss_at(run, "batch 4", 2.2e-2) > UNTOUCHED > loss_at(run, "batch 16", 2.2e-2),
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "with 64 the fall from it is not as deep",
+        ("rates-batch",),
+        lambda run: loss_at(run, "batch 64", 5e-2) < loss_at(run, "batch 16", 5e-2) - 0.3,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "which is near that of a guess",
+        ("rates-inverted",),
+        lambda run: loss_at(run, "LoRA, inverted", 2.2e-2) > np.log(19) - 0.4,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "A harder task moves the cliff to the left",
+        ("rates-inverted", "rates-adam"),
+        lambda inverted, adam: rate(inverted, "LoRA, inverted") < rate(adam, "LoRA r=4"),
+    ),
+]
+
+
+def prose(notebook: str) -> str:
+    """The markdown of a chapter as one line, so that a fragment may run over a break."""
+    content = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "markdown"]
+    return re.sub(r"\s+", " ", "\n".join(cells))
+
+
+def run_of_the_page(name: str) -> Recording:
+    path = RUNS / f"{name}.cpu.json"
+    if not path.exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"{path} is missing: `make book` must come before this test")
+        pytest.skip("no run of this page: `make book` makes it")
+    return read_recording(path)
+
+
+def name_of(one: Conclusion) -> str:
+    return f"{one.notebook[:2]}: {one.fragment[:50]}"
+
+
+@pytest.mark.parametrize("one", CONCLUSIONS, ids=name_of)
+def test_the_sentence_stands_on_the_page(one: Conclusion) -> None:
+    assert one.fragment in prose(one.notebook)
+
+
+@pytest.mark.parametrize("one", CONCLUSIONS, ids=name_of)
+def test_the_run_says_the_same(one: Conclusion) -> None:
+    assert one.holds(*(run_of_the_page(name) for name in one.runs))
+
+
+def test_every_recording_is_sound() -> None:
+    for path in (ROOT / "minilora" / "experiments" / "recorded").glob("*.json"):
+        recording = read_recording(path)
+        assert path.name == f"{recording.name}.{recording.profile}.json"
+        if recording.name in ("rank", "rates", "placement"):
+            assert summarise(recording)

@@ -1,0 +1,295 @@
+"""The memory experiment at its smallest, its recording, and the card's code without a card."""
+
+import math
+import statistics
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from minilora import experiments
+from minilora.experiments import memory, memory_figures, recording
+from minilora.memory import FULL, LORA_QV, Size, Stack, Step
+
+BYTES = ("weights", "gradients", "optimizer", "activations", "peak")
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return memory.run("smoke")
+
+
+# ---------------------------------------------------------------- what it measures
+
+
+def test_every_arm_is_weighed_and_timed(smoke):
+    size = memory.PROFILES["smoke"]
+    names = [arm.name for arm in memory.arms(size)]
+    assert "full, master weights" in names and len(names) == len(set(names)) == 9
+    for name in names:
+        for what in BYTES:
+            (one,) = memory.quantities(smoke, what, name)
+            assert one.measured == pytest.approx(one.predicted, rel=0.02), (name, what)
+            assert one.unit == "bytes" and one.size == size.size.width
+        (flops,) = memory.quantities(smoke, "flops", name)
+        assert flops.predicted is None or flops.predicted == flops.measured
+        assert (flops.predicted is None) == ("checkpointing" in name)
+        assert memory.quantities(smoke, "calls", name)[0].measured > 100
+        times = memory.quantities(smoke, "step", name)
+        assert [one.repeat for one in times] == list(range(size.rounds))
+        assert all(one.measured > 0 and one.unit == "seconds" for one in times)
+    assert smoke.peak_bytes == max(one.measured for one in memory.quantities(smoke, "peak"))
+
+
+def test_narrow_stacks_and_inference_are_there(smoke):
+    size = memory.PROFILES["smoke"]
+    for width in size.widths:
+        for arm in ("full", "LoRA", "floor"):
+            rounds = memory.quantities(smoke, "narrow step", arm, width)
+            assert len(rounds) == size.narrow_rounds * 128 // width
+            (flops,) = memory.quantities(smoke, "narrow flops", arm, width)
+            assert flops.measured == flops.predicted > 0
+    calls = [memory.quantities(smoke, "narrow calls", arm, 16)[0] for arm in ("LoRA", "full")]
+    assert calls[0].measured > calls[1].measured
+    for tokens in (1, size.sequences * size.tokens):
+        arms = {one.arm for one in memory.quantities(smoke, "forward", size=tokens)}
+        assert arms == {"base", "LoRA", "LoRA, merged"}
+    text = memory.table(smoke).splitlines()
+    assert len(text) == 10 and text[1].split()[0] == "full" and text[1].split()[-1] == "1.00"
+    with pytest.raises(ValueError, match="no 'forward' of 'PEFT' at 1"):
+        memory.quantities(smoke, "forward", "PEFT", 1)
+
+
+def test_arms_train_what_they_say():
+    size = memory.PROFILES["smoke"]
+    for arm in memory.arms(size):
+        training = memory.make(arm, size, "cpu")
+        before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+        for _ in range(2):  # B alone moves in the first step
+            training.step()
+        moved = {
+            name
+            for name, p in training.model.named_parameters()
+            if not torch.equal(p, before[name])
+        }
+        if arm.kind == "floor":
+            assert not moved
+        elif arm.kind == "lora":
+            assert moved and all(name.endswith((".A", ".B")) for name in moved)
+        elif arm.method.masters:
+            assert {"embedding.weight", "positions", "norm.bias", "head.weight"} <= moved
+            assert "norm.weight" not in moved  # at 1, where bfloat16 is too coarse for a step
+
+
+def test_peft_keeps_what_the_textbook_form_keeps():
+    pytest.importorskip("peft")
+    size = replace(memory.PROFILES["smoke"], peft=True)
+    arms = {arm.name: arm for arm in memory.arms(size)}
+    theirs = memory.weigh(memory.make(arms["LoRA by PEFT"], size, "cpu"), 0)
+    ours = memory.weigh(memory.make(arms["LoRA, textbook form"], size, "cpu"), 0)
+    for what in BYTES:
+        assert theirs[what][1:] == ours[what][1:]
+    model = memory.make(arms["LoRA by PEFT"], size, "cpu").model
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert "lora_A" in dict(model.blocks[0].q_proj.named_modules())
+    assert not any(arm.peft for arm in memory.arms(memory.PROFILES["smoke"]))
+
+
+def test_masters_move_a_weight_that_is_too_coarse():
+    torch.manual_seed(0)
+    model = Stack(Size(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
+    alone = Stack(Size(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
+    for one in (model, alone):
+        torch.nn.init.ones_(one.norm.weight)
+    masters = memory.Masters(model, lr=1e-4)
+    plain = torch.optim.AdamW(alone.parameters(), lr=1e-4, weight_decay=0.0)
+    for _ in range(60):  # together six thousandths: more than the spacing below 1
+        for one in (model, alone):
+            for p in one.parameters():
+                p.grad = torch.ones_like(p)
+        masters.step()
+        plain.step()
+    assert torch.equal(alone.norm.weight, torch.ones(8).bfloat16())
+    assert (model.norm.weight < 1).all()
+    assert all(p.grad is None for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    assert masters.nbytes() == 12 * parameters + 4 * len(list(model.parameters()))
+    assert {id(w) for part in masters.pairs for w, _ in part} == set(map(id, model.parameters()))
+
+
+# ---------------------------------------------------------------- figures
+
+
+@pytest.fixture
+def ax():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_the_block_is_drawn_as_it_is_predicted(ax):
+    step = Step(Size(), FULL, 1, 8)
+    steps = {"full": step, "Q, V": replace(step, method=LORA_QV)}
+    memory_figures.draw_block(ax, steps)
+    assert [text for text in texts(ax) if " of " in text] == ["16 of 16", "11 of 16"]
+    widths = [bar.get_width() for bar in ax.patches]
+    assert len(widths) == 20 and sum(widths) == pytest.approx(2 * (16 - 10 * 0.08))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["full", "Q, V"]
+    assert set(memory_figures.TENSORS) <= set(texts(ax))
+    small = {"attention sums", "A x", "copies of A, B"}
+    assert step.block().keys() - small <= set(memory_figures.TENSORS)
+
+
+def test_bars_are_as_long_as_the_bytes(ax, smoke):
+    memory_figures.draw_bytes(ax, smoke, ["full", "QLoRA"])
+    lengths = [bar.get_width() * 2**20 for bar in ax.patches]
+    assert len(lengths) == 2 * 2 * 4
+    for arm, found in (("full", lengths[4:8]), ("QLoRA", lengths[12:])):
+        whats = ("weights", "gradients", "optimizer", "activations")
+        measured = [memory.quantities(smoke, what, arm)[0].measured for what in whats]
+        assert found == pytest.approx(measured)
+    assert sum("measured, peak" in text for text in texts(ax)) == 2
+
+
+def test_what_is_only_predicted_is_drawn_with_its_peak(ax):
+    steps = memory.steps(memory.PROFILES["gpu"], "cuda")
+    memory_figures.draw_predicted(ax, steps)
+    held = steps["full"].bytes()
+    assert sum(bar.get_width() for bar in ax.patches[:4]) * 2**30 == pytest.approx(held.total)
+    assert f"peak {steps['full'].peak() / 2**30:.3g}" in texts(ax)
+
+
+def test_times_are_drawn_beside_those_of_full_fine_tuning(ax, smoke):
+    memory_figures.draw_times(ax, smoke, ["full", "LoRA"])
+    found = memory.ratios(smoke, "step", "LoRA", "full", 32)
+    assert {"1.00", f"{statistics.median(found):.2f}", "2/3"} <= set(texts(ax))
+    ax.clear()
+    memory_figures.draw_widths(ax, smoke)
+    assert {"LoRA, by the clock", "LoRA, by count", "floor, by the clock"} <= set(texts(ax))
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "32"]
+
+
+# ---------------------------------------------------------------- the card's profile
+
+
+def test_the_gpu_profile_is_about_a_billion_parameters_and_fits_one_large_card():
+    size = memory.PROFILES["gpu"]
+    assert 1.0e9 < size.size.parameters < 1.1e9
+    for arm in memory.arms(size):
+        step = Step(
+            size.size, arm.method, size.sequences, size.tokens, torch.bfloat16, device="cuda"
+        )
+        assert step.peak() < 30 * 2**30
+    # Where the logits decide, the prediction needs no guess at what a block has in passing.
+    step = Step(size.size, FULL, size.sequences, size.tokens, torch.bfloat16, device="cuda")
+    held, table = step.bytes(), step.n * size.size.vocab * 2
+    assert step.peak() == held.weights + held.optimizer + held.activations + 3 * table
+
+
+def test_the_card_is_asked_for_its_peak(monkeypatch):
+    """There may be no card here: its counters are played, and the work is done on the CPU."""
+    size = memory.PROFILES["smoke"]
+    training = memory.make(memory.arms(size)[1], size, "cpu")
+    training.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 5000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 9000)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
+    found = memory.weigh(training, start=1000)
+    assert found["peak"][1] == (5000 - 1000) + (9000 - 5000)
+    assert found["weights"][1] == found["weights"][2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_the_gpu_profile_runs_on_a_card_and_the_others_on_the_cpu(monkeypatch):
+    devices = []
+
+    def stop(profile, device):
+        devices.append(device)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "bytes_of_arms", stop)
+    monkeypatch.setattr(memory, "attention_without_tables", memory.attention_without_tables)
+    for profile in ("gpu", "cpu", "smoke"):
+        with pytest.raises(KeyboardInterrupt):
+            memory.run(profile)
+    assert devices == ["cuda", "cpu", "cpu"]
+
+
+def test_a_recording_from_a_card_keeps_to_the_prediction():
+    found = experiments.load_recording("memory", "gpu")
+    if found is None:
+        pytest.skip("not recorded yet")
+    for what in BYTES:
+        for one in memory.quantities(found, what):
+            if one.predicted:
+                assert one.measured == pytest.approx(one.predicted, rel=0.02), (one.arm, what)
+
+
+# ---------------------------------------------------------------- quantities in a recording
+
+
+def test_quantities_survive_the_disk(tmp_path, smoke):
+    path = recording.write_recording(smoke, tmp_path)
+    back = recording.read_recording(path)
+    assert back.rows == [] and len(back.quantities) == len(smoke.quantities)
+    for a, b in zip(back.quantities, smoke.quantities, strict=True):
+        assert (a.arm, a.what, a.size, a.repeat, a.unit) == (
+            b.arm,
+            b.what,
+            b.size,
+            b.repeat,
+            b.unit,
+        )
+        assert a.measured == pytest.approx(b.measured, rel=1e-5)
+        assert a.predicted == b.predicted
+    assert not experiments.is_stale(back, memory.SOURCES)
+
+
+def test_a_recording_from_before_there_were_quantities_is_read(smoke):
+    content = asdict(smoke)
+    row = recording.Row(
+        stage="final",
+        arm="a",
+        kind="base",
+        r=None,
+        labels=1,
+        seed=0,
+        lr=None,
+        setting=None,
+        parameters=None,
+        accuracy=0.5,
+        log_loss=None,
+        train_loss=None,
+        seconds=0.0,
+    )
+    content["rows"] = [asdict(row)]
+    del content["quantities"]
+    recording.check_recording(content)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda c: c.update(quantities=[]), "without rows or quantities"),
+        (lambda c: c.update(quantities={}), "quantities must be list"),
+        (lambda c: c["quantities"][0].pop("unit"), "quantity 0 lacks unit"),
+        (lambda c: c["quantities"][0].update(unit="furlongs"), "unit"),
+        (lambda c: c["quantities"][0].update(measured=None), "measured"),
+        (lambda c: c["quantities"][0].update(measured=math.inf), "measured"),
+        (lambda c: c["quantities"][0].update(predicted=-1), "predicted"),
+        (lambda c: c["quantities"][0].update(size=1.5), "size"),
+        (lambda c: c["quantities"].append(dict(c["quantities"][0])), "repeats"),
+    ],
+)
+def test_an_unsound_quantity_is_refused(smoke, break_it, says):
+    content = asdict(smoke)
+    recording.check_recording(content)
+    break_it(content)
+    with pytest.raises(ValueError, match=says):
+        recording.check_recording(content)
