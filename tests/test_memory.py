@@ -277,6 +277,19 @@ def test_operations_are_predicted_exactly(name):
         assert count_flops(work.train) == step.flops()
 
 
+def test_the_form_that_is_counted_is_the_one_that_runs():
+    layer = build(SIZE, LORA).blocks[0].q_proj
+    x = torch.randn(5, SIZE.width)
+    forward = 2 * 5 * (SIZE.width**2 + 2 * LORA.r * SIZE.width)
+    quick = watch(lambda: layer(x))
+    with minilora.textbook():
+        slow = watch(lambda: layer(x))
+    assert quick.flops == slow.flops == forward
+    assert quick.peak < slow.peak  # no second tensor of the output's size
+    with torch.inference_mode():
+        assert count_flops(lambda: layer(x)) == forward
+
+
 def test_the_rules_of_thumb():
     """Forward 2Pn, full 6Pn, LoRA (4P + 6p)n; the first block's q, k, v pass nothing on."""
     size = Size(width=64, layers=8, heads=1, vocab=64, context=16)
@@ -316,7 +329,7 @@ def test_watch_follows_what_is_made_and_freed():
         del a  # 400
         return [c, c + 1, there.sum()]  # 804
 
-    assert watch(run) == measuring.Watched(calls=6, peak=804)
+    assert watch(run) == measuring.Watched(calls=6, flops=0, peak=804)
     held = [torch.ones(50)]
 
     def gives_up_what_was_there():
