@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minilora.experiments import memory
 from minilora.experiments.recording import Recording, read_recording
 from minilora.experiments.summaries import paired, summarise, tuning_curve
 from minilora.experiments.sweeps import best_rate
@@ -60,6 +61,7 @@ def together(*runs: Recording) -> Recording:
 
 RATES = (1e-3, 2.2e-3, 5e-3, 1e-2, 2.2e-2, 5e-2)
 RANKS = (1, 4, 16)
+PILES = ("weights", "gradients", "optimizer", "activations")
 
 
 def accuracy(run: Recording, arm: str, labels: int | None = None) -> float:
@@ -296,6 +298,38 @@ CONCLUSIONS = [
         "A harder task moves the cliff to the left",
         ("rates-inverted", "rates-adam"),
         lambda inverted, adam: rate(inverted, "LoRA, inverted") < rate(adam, "LoRA r=4"),
+    ),
+]
+
+
+def held(run: Recording, what: str, arm: str) -> float:
+    """Bytes that chapter 11 measured."""
+    (found,) = memory.quantities(run, what, arm)
+    return found.measured
+
+
+CONCLUSIONS += [
+    # Chapter 11: bytes and counts, never the clock.
+    Conclusion(
+        "11_memory_time",
+        "So 'more than half' was the right guess here",
+        ("memory",),
+        lambda run: 0.5 < held(run, "peak", "LoRA") / held(run, "peak", "full") < 0.9,
+    ),
+    Conclusion(
+        "11_memory_time",
+        "For LoRA the peak lies *above* the sum",
+        ("memory",),
+        lambda run: (
+            held(run, "peak", "LoRA") > sum(held(run, pile, "LoRA") for pile in PILES)
+            and held(run, "peak", "full") < sum(held(run, pile, "full") for pile in PILES)
+        ),
+    ),
+    Conclusion(
+        "11_memory_time",
+        "Not two per cent, and not a tenth",
+        ("memory",),
+        lambda run: 0.6 < held(run, "flops", "LoRA") / held(run, "flops", "full") < 0.75,
     ),
 ]
 
