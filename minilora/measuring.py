@@ -7,13 +7,13 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 Run = Callable[[], object]
 
@@ -49,35 +49,79 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 @dataclass(frozen=True)
 class Watched:
-    """What `watch` saw: the number of calls, and the most bytes above those at the start."""
+    """What `watch` saw.
+
+    Attributes:
+        calls: Operations that PyTorch sent on, views included.
+        flops: Floating-point operations of the matrix products, attention's included where it runs
+            in one of PyTorch's fused forms.
+        peak: The most bytes above those at the start.
+    """
 
     calls: int
+    flops: int
     peak: int
 
 
 def watch(run: Run) -> Watched:
-    """Run ``run()`` and follow every tensor that PyTorch's operations make, on any device.
+    """Run ``run()`` and follow every operation, and every tensor that it makes, on any device.
 
-    A call is one operation as PyTorch sends it on, a view included. What an operation allocates
-    for itself and frees again is not seen.
+    What an operation allocates for itself and frees again is not seen.
     """
     with _Watch() as seen:
         run()
-    return Watched(seen.calls, seen.peak)
+    return Watched(seen.calls, seen.flops, seen.peak)
+
+
+def count_flops(run: Run) -> int:
+    """Floating-point operations of the matrix products in ``run()``, counted as they happen.
+
+    PyTorch's own counter puts hooks on all modules, and an adapted layer with hooks takes its
+    textbook form; this one uses the counter's formulas without the hooks.
+    """
+    return watch(run).flops
+
+
+def _update_flops(y: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.numel() * b.shape[1]
+
+
+def _attention_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * 2 * q.numel() * k.shape[2]  # queries by keys, shares by values
+
+
+def _attention_backward_flops(grad: Tensor, q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    return 5 * 2 * q.numel() * k.shape[2]  # the scores once more, and a gradient for each operand
+
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    # What PyTorch's table leaves out: how an adapted layer adds its update, attention on the CPU.
+    _aten.addmm_: _update_flops,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
 
 
 class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.calls = self.live = self.peak = 0
+        self.calls = self.flops = self.live = self.peak = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, formula = kwargs or {}, _FORMULAS.get(func._overloadpacket)
+        if formula is None:  # in inference mode some operations arrive before they are taken apart
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         self._note([args, kwargs], new=False)  # there before; freeing it lowers the count
         result = func(*args, **kwargs)
         self._note(result, new=True)
         self.calls += 1
+        self.flops += formula(*args, **kwargs, out_val=result) if formula else 0
         self.peak = max(self.peak, self.live)
         return result
 
@@ -111,38 +155,6 @@ def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def count_flops(run: Run) -> int:
-    """Floating-point operations of the matrix products in ``run()``, counted as they happen.
-
-    Attention's products count as well where it runs in one of PyTorch's fused forms.
-    """
-    # Imported here, because it takes longer to import than the rest of this module.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    aten = torch.ops.aten
-    # What PyTorch's own table leaves out; each is given the shapes of its operands.
-    more = {
-        aten.addmm_: _update_flops,  # how an adapted layer adds its update
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=more) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def _update_flops(y: Size, a: Size, b: Size, *_: Any, **__: Any) -> int:
-    return 2 * prod(a) * b[1]
-
-
-def _attention_flops(q: Size, k: Size, *_: Any, **__: Any) -> int:
-    return 2 * 2 * prod(q) * k[2]  # queries by keys, shares by values
-
-
-def _attention_backward_flops(grad: Size, q: Size, k: Size, *_: Any, **__: Any) -> int:
-    return 5 * 2 * prod(q) * k[2]  # the scores once more, and a gradient for each operand
 
 
 def seconds(run: Run, device: torch.device | str = "cpu") -> float:

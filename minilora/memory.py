@@ -1,9 +1,9 @@
-"""The bytes of a training step, predicted for a stack of transformer blocks, and measured.
+"""The bytes and the operations of a training step, predicted before anything is run.
 
 The predictions are for `Stack`: blocks with the normalisation first, six linear layers with biases,
 fused attention, GELU between width and four times the width, no dropout. They say what autograd
 keeps from the forward pass, tensor by tensor, for full fine-tuning and for adapters, and from that
-the peak of a step. The measuring is for any model.
+the peak of a step. `minilora.measuring` measures the same, on any model.
 
 Source of the count: Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, here for attention that
 keeps no table of T × T, and for frozen layers.
@@ -49,8 +49,10 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """All of it, as if all were held at once; a step's peak is lower, since gradients come
-        as activations go.
+        """All of it, as if all were held at once.
+
+        A step's peak may be lower, since gradients come as activations go, or higher, since the
+        softmax needs more than one table of logits.
         """
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 

@@ -9,6 +9,7 @@ import torch
 
 from minilora import experiments
 from minilora.experiments import memory, memory_figures, recording
+from minilora.experiments.memory_arms import Masters
 from minilora.memory import FULL, LORA_QV, Size, Stack, Step
 
 BYTES = ("weights", "gradients", "optimizer", "activations", "peak")
@@ -101,7 +102,7 @@ def test_masters_move_a_weight_that_is_too_coarse():
     alone = Stack(Size(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
     for one in (model, alone):
         torch.nn.init.ones_(one.norm.weight)
-    masters = memory.Masters(model, lr=1e-4)
+    masters = Masters(model, lr=1e-4)
     plain = torch.optim.AdamW(alone.parameters(), lr=1e-4, weight_decay=0.0)
     for _ in range(60):  # together six thousandths: more than the spacing below 1
         for one in (model, alone):

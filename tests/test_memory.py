@@ -286,8 +286,11 @@ def test_the_form_that_is_counted_is_the_one_that_runs():
         slow = watch(lambda: layer(x))
     assert quick.flops == slow.flops == forward
     assert quick.peak < slow.peak  # no second tensor of the output's size
+    with torch.no_grad():
+        without_gradients = watch(lambda: layer(x))
     with torch.inference_mode():
-        assert count_flops(lambda: layer(x)) == forward
+        assert watch(lambda: layer(x)) == without_gradients
+    assert count_flops(lambda: layer(x)) == without_gradients.flops == forward
 
 
 def test_the_rules_of_thumb():

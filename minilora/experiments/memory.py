@@ -9,7 +9,6 @@ turns.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import minilora
-from minilora import LoRAConfig
+from minilora.experiments.memory_arms import HAS_PEFT, Arm, Training
 from minilora.experiments.recording import (
     Quantity,
     Recording,
@@ -36,63 +34,30 @@ from minilora.experiments.recording import (
     versions,
     write_recording,
 )
-from minilora.measuring import (
-    count_flops,
-    optimizer_bytes,
-    peak_bytes,
-    saved_bytes,
-    take_turns,
-    watch,
-)
-from minilora.memory import (
-    FLOOR,
-    FULL,
-    LORA,
-    LORA_QV,
-    QLORA,
-    Method,
-    Size,
-    Stack,
-    Step,
-    model_bytes,
-)
+from minilora.measuring import peak_bytes, saved_bytes, take_turns, watch
+from minilora.memory import FLOOR, FULL, LORA, LORA_QV, QLORA, Size, Step, model_bytes
 from minilora.pretrained import source_hash
-from minilora.quantize import quantize_linears
-from minilora.training import set_seed
-from minilora.transformer import BLOCK_LINEARS
 
 #: The files whose code settles the numbers.
 SOURCES = [
     "adapt.py",
     "experiments/memory.py",
+    "experiments/memory_arms.py",
     "layers.py",
     "measuring.py",
     "memory.py",
     "quantize.py",
 ]
 
-HAS_PEFT = importlib.util.find_spec("peft") is not None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train; ``peft`` says that the adapters are PEFT's."""
-
-    name: str
-    kind: str
-    method: Method
-    checkpointing: bool = False
-    peft: bool = False
-
 
 @dataclass(frozen=True)
 class Profile:
     """The size of a run.
 
-    ``rounds`` is how often each step is timed. ``widths`` are those of the stacks on which only
-    full fine-tuning, LoRA and the floor are timed, ``narrow`` the rest of their sizes, and
-    ``sequences`` × ``tokens`` the work of every step. Inference is timed on one token, and on a
-    whole step's tokens.
+    Every arm trains a stack of ``size`` on ``sequences`` × ``tokens`` tokens, and is timed
+    ``rounds`` times. Full fine-tuning, LoRA and the floor are timed on stacks of several ``widths``
+    as well, which are ``narrow`` otherwise, on ``narrow_sequences`` as long as its context. A
+    forward pass is timed on one token, and on a whole step's.
     """
 
     name: str
@@ -176,113 +141,6 @@ def arms(profile: Profile) -> list[Arm]:
     return found
 
 
-class Masters:
-    """AdamW on a float32 copy of every weight in half precision, one block after the other.
-
-    A step that is too small for the weight's own format still moves the copy. In blocks, so that
-    only one of them has float32 gradients at a time. Source: Micikevicius et al. 2017, arXiv
-    1710.03740, section 3.1.
-    """
-
-    def __init__(self, model: Stack, lr: float) -> None:
-        parts = [*model.blocks, model.norm, model.head, model.embedding]
-        weights = [[*part.parameters()] for part in parts] + [[model.positions]]
-        self.pairs = [[(w, nn.Parameter(w.detach().float())) for w in part] for part in weights]
-        self.optimizers = [
-            torch.optim.AdamW([copy for _, copy in part], lr=lr, fused=True) for part in self.pairs
-        ]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for part, optimizer in zip(self.pairs, self.optimizers, strict=True):
-            for weight, copy in part:
-                assert weight.grad is not None
-                copy.grad, weight.grad = weight.grad.float(), None
-            optimizer.step()
-            optimizer.zero_grad()
-            for weight, copy in part:
-                weight.copy_(copy)
-
-    def nbytes(self) -> int:
-        """The copies, and AdamW's state for them."""
-        copies = sum(copy.nbytes for part in self.pairs for _, copy in part)
-        return copies + sum(map(optimizer_bytes, self.optimizers))
-
-
-class Training:
-    """A model of an arm, and what it takes to train it on one batch of random tokens."""
-
-    def __init__(
-        self, arm: Arm, size: Size, sequences: int, tokens: int, dtype: torch.dtype, device: str
-    ) -> None:
-        set_seed(0)
-        self.arm, self.device = arm, device
-        self.predicted = Step(size, arm.method, sequences, tokens, dtype, arm.checkpointing, device)
-        with torch.device(device):
-            model = Stack(size).to(dtype)
-            self.ids = torch.randint(size.vocab, (sequences, tokens))
-            self.next_ids = torch.randint(size.vocab, (sequences * tokens,))
-        self.model = prepare(model, arm)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.masters = Masters(model, lr=1e-4) if arm.method.masters else None
-        self.optimizer: torch.optim.Optimizer | None = None
-        if trained and not self.masters:
-            self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-
-    def form(self) -> AbstractContextManager[None]:
-        """In which form the adapters compute. A block that is computed anew needs the same one."""
-        textbook = self.arm.method.textbook and not self.arm.peft
-        return minilora.textbook() if textbook else nullcontext()
-
-    def loss(self) -> Tensor:
-        """The mean cross-entropy of the next tokens."""
-        with self.form():
-            if self.arm.kind == "floor":
-                scores = self.model.read(self.model.embed(self.ids).detach().requires_grad_())
-            else:
-                scores = self.model(self.ids, self.arm.checkpointing)
-            return F.cross_entropy(scores.flatten(0, 1), self.next_ids)
-
-    def backward(self) -> None:
-        """Forward and backward."""
-        with self.form():
-            self.loss().backward()
-
-    def step(self) -> None:
-        """Forward, backward, the optimizer's step; the gradients are given up."""
-        self.backward()
-        if self.masters:
-            self.masters.step()
-        elif self.optimizer:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    def optimizer_bytes(self) -> int:
-        if self.masters:
-            return self.masters.nbytes()
-        return optimizer_bytes(self.optimizer) if self.optimizer else 0
-
-
-def prepare(model: Stack, arm: Arm) -> Stack:
-    """Quantize, freeze and adapt the model as the arm says, in place; the same object."""
-    method = arm.method
-    if method.full:
-        return model
-    if method.quantized:
-        quantize_linears(model, list(BLOCK_LINEARS))
-    model.requires_grad_(False)
-    if not method.targets:
-        return model
-    targets = list(method.targets)
-    if not arm.peft:
-        return minilora.add_lora(model, LoRAConfig(r=method.r, alpha=method.r, targets=targets))
-    import peft
-
-    config = peft.LoraConfig(r=method.r, lora_alpha=method.r, target_modules=targets)
-    peft.get_peft_model(model, config)  # puts its layers into the model itself
-    return model
-
-
 def weigh(training: Training, start: int) -> dict[str, tuple[str, float, float | None]]:
     """{what: (unit, measured, predicted)} of one training step.
 
@@ -298,7 +156,7 @@ def weigh(training: Training, start: int) -> dict[str, tuple[str, float, float |
     if cuda:
         peak = torch.cuda.memory_allocated() - start + peak_bytes(training.step, "cuda")
     kept = saved_bytes(training.loss, model)
-    flops = count_flops(training.backward)
+    training.backward()
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     model.zero_grad()
     return {
@@ -307,7 +165,7 @@ def weigh(training: Training, start: int) -> dict[str, tuple[str, float, float |
         "optimizer": ("bytes", state, expected.optimizer),
         "activations": ("bytes", kept, expected.activations + expected.logits),
         "peak": ("bytes", peak, step.peak()),
-        "flops": ("flops", flops, None if step.checkpointing else step.flops()),
+        "flops": ("flops", seen.flops, None if step.checkpointing else step.flops()),
         "calls": ("calls", seen.calls, None),
     }
 
@@ -402,25 +260,33 @@ def held_on_card(device: str) -> int:
 
 def seconds_of_arms(profile: Profile, device: str) -> list[Quantity]:
     """Seconds of a step of every arm."""
-    compared = arms(profile)
+    compared, width = arms(profile), profile.size.width
     groups = [[arm] for arm in compared] if device == "cuda" else [compared]
     found = []
     for group in groups:
         held_on_card(device)
-        trainings = {arm.name: make(arm, profile, device) for arm in group}
-        runs = {name: one.step for name, one in trainings.items()}
-        kinds = {arm.name: arm.kind for arm in group}
-        found += timed(runs, "step", profile.size.width, profile.rounds, device, kinds)
+        trainings = [make(arm, profile, device) for arm in group]
+        found += timed(trainings, "step", width, profile.rounds, device)
+        del trainings  # before the next are made
     return found
 
 
 def timed(
+    trainings: list[Training], what: str, size: int, rounds: int, device: str
+) -> list[Quantity]:
+    """The seconds of the steps of some trainings that take turns."""
+    runs = {one.arm.name: one.step for one in trainings}
+    kinds = {one.arm.name: one.arm.kind for one in trainings}
+    return in_turn(runs, kinds, what, size, rounds, device)
+
+
+def in_turn(
     runs: dict[str, Callable[[], Any]],
+    kinds: dict[str, str],
     what: str,
     size: int,
     rounds: int,
     device: str,
-    kinds: dict[str, str],
 ) -> list[Quantity]:
     """The seconds of some runs that take turns."""
     spent = take_turns(runs, rounds, device, warm_ups=1 if device == "cpu" else 3)
@@ -434,29 +300,27 @@ def timed(
 def seconds_of_widths(profile: Profile, device: str) -> list[Quantity]:
     """Full fine-tuning, LoRA and the floor, on stacks from narrow to wide."""
     dtype = getattr(torch, profile.dtype)
+    work = profile.narrow_sequences, profile.narrow.context, dtype, device
     compared = [arm for arm in arms(profile) if arm.name in ("full", "LoRA", "floor")]
     found = []
     for width in profile.widths:
         size = replace(profile.narrow, width=width, heads=max(1, width // 64))
         held_on_card(device)
-        trainings = {
-            arm.name: Training(
-                arm, size, profile.narrow_sequences, profile.narrow.context, dtype, device
-            )
-            for arm in compared
-        }
-        kinds = {arm.name: arm.kind for arm in compared}
-        runs = {name: one.step for name, one in trainings.items()}
+        trainings = [Training(arm, size, *work) for arm in compared]
         # A step of a narrow stack is over at once, and a disturbance shows.
         rounds = profile.narrow_rounds * max(1, 128 // width)
-        found += timed(runs, "narrow step", width, rounds, device, kinds)
-        for name, one in trainings.items():
-            flops, calls = count_flops(one.step), watch(one.step).calls
-            for what, unit, measured, predicted in (
-                ("narrow flops", "flops", flops, one.predicted.flops()),
-                ("narrow calls", "calls", calls, None),
+        found += timed(trainings, "narrow step", width, rounds, device)
+        for one in trainings:
+            seen, arm = watch(one.step), one.arm
+            for unit, measured, predicted in (
+                ("flops", seen.flops, one.predicted.flops()),
+                ("calls", seen.calls, None),
             ):
-                found.append(Quantity(name, kinds[name], what, width, 0, unit, measured, predicted))
+                what = f"narrow {unit}"
+                found.append(
+                    Quantity(arm.name, arm.kind, what, width, 0, unit, measured, predicted)
+                )
+        del trainings, one
     return found
 
 
@@ -473,7 +337,7 @@ def seconds_of_inference(profile: Profile, device: str) -> list[Quantity]:
     for ids in (torch.zeros(1, 1), torch.zeros(profile.sequences, profile.tokens)):
         ids = ids.long().to(device)
         runs = {name: forward_of(model.eval(), ids) for name, model in models.items()}
-        found += timed(runs, "forward", ids.numel(), profile.narrow_rounds, device, kinds)
+        found += in_turn(runs, kinds, "forward", ids.numel(), profile.narrow_rounds, device)
     return found
 
 

@@ -1,0 +1,139 @@
+"""What the memory experiment trains: a stack of blocks, in full or by way of adapters."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import minilora
+from minilora import LoRAConfig
+from minilora.measuring import optimizer_bytes
+from minilora.memory import Method, Size, Stack, Step
+from minilora.quantize import quantize_linears
+from minilora.training import set_seed
+from minilora.transformer import BLOCK_LINEARS
+
+HAS_PEFT = importlib.util.find_spec("peft") is not None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train; ``peft`` says that the adapters are PEFT's."""
+
+    name: str
+    kind: str
+    method: Method
+    checkpointing: bool = False
+    peft: bool = False
+
+
+class Masters:
+    """AdamW on a float32 copy of every weight in half precision, one block after the other.
+
+    A step that is too small for the weight's own format still moves the copy. In blocks, so that
+    only one of them has float32 gradients at a time. Source: Micikevicius et al. 2017, arXiv
+    1710.03740, section 3.1.
+    """
+
+    def __init__(self, model: Stack, lr: float) -> None:
+        parts = [*model.blocks, model.norm, model.head, model.embedding]
+        weights = [[*part.parameters()] for part in parts] + [[model.positions]]
+        self.pairs = [[(w, nn.Parameter(w.detach().float())) for w in part] for part in weights]
+        self.optimizers = [
+            torch.optim.AdamW([copy for _, copy in part], lr=lr, fused=True) for part in self.pairs
+        ]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for part, optimizer in zip(self.pairs, self.optimizers, strict=True):
+            for weight, copy in part:
+                assert weight.grad is not None
+                copy.grad, weight.grad = weight.grad.float(), None
+            optimizer.step()
+            optimizer.zero_grad()
+            for weight, copy in part:
+                weight.copy_(copy)
+
+    def nbytes(self) -> int:
+        """The copies, and AdamW's state for them."""
+        copies = sum(copy.nbytes for part in self.pairs for _, copy in part)
+        return copies + sum(map(optimizer_bytes, self.optimizers))
+
+
+class Training:
+    """A model of an arm, and what it takes to train it on one batch of random tokens."""
+
+    def __init__(
+        self, arm: Arm, size: Size, sequences: int, tokens: int, dtype: torch.dtype, device: str
+    ) -> None:
+        set_seed(0)
+        self.arm, self.device = arm, device
+        self.predicted = Step(size, arm.method, sequences, tokens, dtype, arm.checkpointing, device)
+        with torch.device(device):
+            model = Stack(size).to(dtype)
+            self.ids = torch.randint(size.vocab, (sequences, tokens))
+            self.next_ids = torch.randint(size.vocab, (sequences * tokens,))
+        self.model = prepare(model, arm)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.masters = Masters(model, lr=1e-4) if arm.method.masters else None
+        self.optimizer: torch.optim.Optimizer | None = None
+        if trained and not self.masters:
+            self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def form(self) -> AbstractContextManager[None]:
+        """In which form the adapters compute. A block that is computed anew needs the same one."""
+        textbook = self.arm.method.textbook and not self.arm.peft
+        return minilora.textbook() if textbook else nullcontext()
+
+    def loss(self) -> Tensor:
+        """The mean cross-entropy of the next tokens."""
+        with self.form():
+            if self.arm.kind == "floor":
+                scores = self.model.read(self.model.embed(self.ids).detach().requires_grad_())
+            else:
+                scores = self.model(self.ids, self.arm.checkpointing)
+            return F.cross_entropy(scores.flatten(0, 1), self.next_ids)
+
+    def backward(self) -> None:
+        """Forward and backward."""
+        with self.form():
+            self.loss().backward()
+
+    def step(self) -> None:
+        """Forward, backward, the optimizer's step; the gradients are given up."""
+        self.backward()
+        if self.masters:
+            self.masters.step()
+        elif self.optimizer:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def optimizer_bytes(self) -> int:
+        if self.masters:
+            return self.masters.nbytes()
+        return optimizer_bytes(self.optimizer) if self.optimizer else 0
+
+
+def prepare(model: Stack, arm: Arm) -> Stack:
+    """Quantize, freeze and adapt the model as the arm says, in place; the same object."""
+    method = arm.method
+    if method.full:
+        return model
+    if method.quantized:
+        quantize_linears(model, list(BLOCK_LINEARS))
+    model.requires_grad_(False)
+    if not method.targets:
+        return model
+    targets = list(method.targets)
+    if not arm.peft:
+        return minilora.add_lora(model, LoRAConfig(r=method.r, alpha=method.r, targets=targets))
+    import peft
+
+    config = peft.LoraConfig(r=method.r, lora_alpha=method.r, target_modules=targets)
+    peft.get_peft_model(model, config)  # puts its layers into the model itself
+    return model
