@@ -145,8 +145,8 @@ def load_recording(name: str, profile: str = "gpu", folder: Path | str = RECORDE
 def not_recorded(name: str, profile: str = "gpu") -> str:
     """What a page says where a recording is missing."""
     return (
-        f"Not recorded yet: run `python -m minilora.experiments run {name} --profile {profile}` "
-        "on a machine with a CUDA card."
+        "Not recorded yet. On a machine with a CUDA card, run\n"
+        f"  python -m minilora.experiments run {name} --profile {profile}"
     )
 
 
