@@ -79,6 +79,16 @@ def watched(run: Recording, r: int, how: str) -> float:
     return float(np.mean([loss for loss in losses if loss is not None]))
 
 
+def products(run: Recording, sound: bool) -> list[float]:
+    """The rate of A times that of B, for the cells of the LoRA+ map that learnt, or that broke."""
+    return [
+        lr * lr * float(ratio)
+        for ratio in ("0.25", "1", "4", "16")
+        for lr, loss in tuning_curve(run, f"LoRA+ ratio {ratio}").items()
+        if (loss < UNTOUCHED) == sound
+    ]
+
+
 CONCLUSIONS = [
     # Chapter 8
     Conclusion(
@@ -244,6 +254,12 @@ CONCLUSIONS = [
         "This page gives no support to a ratio of 16",
         ("rates-plus",),
         lambda run: difference(run, "LoRA+ ratio 16", "LoRA+ ratio 1").high > 0,
+    ),
+    Conclusion(
+        "09_learning_rate",
+        "neither rate by itself but the product of the two",
+        ("rates-plus",),
+        lambda run: max(products(run, sound=True)) < min(products(run, sound=False)),
     ),
     Conclusion(
         "09_learning_rate",
