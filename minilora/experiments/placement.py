@@ -1,19 +1,22 @@
 """Where to put an adapter, and how much rank a shift of the task needs.
 
 The first parts take the task of the rank experiment, handwritten sums for a base that adds printed
-digits, and put adapters on one kind of matrix at a time, at the same rank and at the same number of
-trained parameters; into one block or into all; and train small parts of the model itself instead.
-The last part leaves the handwriting aside. The base gets its own printed digits, turned by an angle
-or with a share of their dots exchanged, and the question is which rank brings it back.
+digits. They put adapters on one kind of matrix at a time, at the same number of trained parameters
+and at the same rank; into one block or into all; and train small parts of the model itself instead.
+Part "answers" asks about the blocks once more, with the old pictures and new answers. The last two
+parts leave sums aside. A base that reads single printed digits gets them turned by an angle, or
+with a share of their dots exchanged, and the question is which rank brings it back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -30,18 +33,20 @@ from minilora.experiments.sweeps import (
     Recipe,
     Whole,
     adapters,
+    best_rate,
     run_parts,
     untrained,
     whole_models,
 )
 from minilora.sweep import Cell, Data
-from minilora.transformer import BLOCK_LINEARS
+from minilora.training import fit, one_thread, set_seed
+from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 #: The files whose code settles the numbers.
 SOURCES = [*rank.SOURCES, "experiments/placement.py", "experiments/sweeps.py"]
 
 #: What can be run by itself: a section of the chapter each.
-PARTS = ("places", "rank", "blocks", "own", "turned", "exchanged")
+PARTS = ("places", "rank", "blocks", "answers", "own", "turned", "exchanged")
 
 #: Each place's layers.
 PLACES: dict[str, tuple[str, ...]] = {
@@ -57,13 +62,28 @@ PLACES: dict[str, tuple[str, ...]] = {
     "all six": BLOCK_LINEARS,
 }
 
+#: Small parts of the model itself, each with the middle of the learning rates that it starts with.
+OWN = {"embeddings": 2.2e-2, "norms": 2.2e-2, "biases": 0.1, "head": 1e-3}
+
+#: The kind of their rows, where it is not "full".
+KINDS = {"biases": "biases", "head": "head"}
+
+#: The middle of the rates for adapters: on sums, and on shifted digits.
+MIDDLE, SHIFT_MIDDLE = 2.2e-2, 1e-2
+
+#: Arm → the learning rates to try.
+Ladders = Mapping[str, Sequence[float]]
+
 
 @dataclass(frozen=True)
 class Profile:
-    """The size of a run; ``base`` says which model and which handwritten pictures.
+    """The size of a run; ``base`` says which adder and which handwritten pictures.
 
-    ``budget`` is the most that a placement may train in each block. ``r`` is the rank of part
-    "rank", and ``shift_labels`` the number of labelled printed pictures of the last two parts.
+    ``budget`` is the most that a placement may train in each block, and ``r`` the rank of part
+    "rank". An arm begins with ``rungs`` learning rates on either side of a middle one, and is
+    tested with all ``seeds`` at its best. Rates are tuned with the first ``tuning`` of the seeds in
+    the parts "places" and "blocks", whose arms lie close, and with the first ``few`` in the others.
+    Names that begin with ``shift_`` are for the last two parts, whose base is the ``reader``.
     """
 
     name: str
@@ -73,16 +93,21 @@ class Profile:
     alpha: float
     budget: int
     r: int
-    rates: tuple[float, ...]
-    own_rates: tuple[float, ...]
-    full_rates: tuple[float, ...]
-    shift_labels: int
-    shift_ranks: tuple[int, ...]
-    shift_rates: tuple[float, ...]
+    rungs: int
+    seeds: tuple[int, ...]
+    tuning: int
+    few: int
+    reader: TransformerConfig
+    reader_pictures: int
+    reader_steps: int
+    reader_lr: float
     angles: tuple[int, ...]
     shares: tuple[float, ...]
-    seeds: tuple[int, ...]
-    few_seeds: tuple[int, ...]
+    shift_labels: int
+    shift_steps: int
+    shift_batch: int
+    shift_ranks: tuple[int, ...]
+    shift_seeds: tuple[int, ...]
 
 
 PROFILES = {
@@ -93,36 +118,46 @@ PROFILES = {
         steps=200,
         alpha=8.0,
         budget=1920,
-        r=4,
-        rates=(5e-3, 1e-2, 2.2e-2, 5e-2),
-        own_rates=(2.2e-3, 5e-3, 1e-2, 2.2e-2),
-        full_rates=(1e-3, 2.2e-3, 5e-3),
+        r=8,
+        rungs=1,
+        seeds=(0, 1, 2, 3, 4),
+        tuning=3,
+        few=1,
+        reader=TransformerConfig(patch_size=4),
+        reader_pictures=20_000,
+        reader_steps=1200,
+        reader_lr=3e-3,
+        angles=(15, 45, 90, 180),
+        shares=(0.125, 0.5, 1.0),
         shift_labels=1000,
-        shift_ranks=(1, 4, 16),
-        shift_rates=(5e-3, 1e-2, 2.2e-2),
-        angles=(30, 60, 90),
-        shares=(0.25, 0.5, 1.0),
-        seeds=(0, 1, 2),
-        few_seeds=(0, 1),
+        shift_steps=150,
+        shift_batch=16,
+        shift_ranks=(1, 2, 4, 48),
+        shift_seeds=(0, 1, 2),
     ),
     "gpu": Profile(
         name="gpu",
         base=rank.PROFILES["gpu"],
-        labels=2000,
+        labels=500,
         steps=300,
         alpha=8.0,
         budget=10240,
-        r=4,
-        rates=(1e-3, 2.2e-3, 5e-3, 1e-2, 2.2e-2),
-        own_rates=(1e-3, 2.2e-3, 5e-3, 1e-2, 2.2e-2),
-        full_rates=(2.2e-4, 5e-4, 1e-3, 2.2e-3),
+        r=8,
+        rungs=2,
+        seeds=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
+        tuning=3,
+        few=2,
+        reader=TransformerConfig(patch_size=4, width=256, layers=4, heads=8),
+        reader_pictures=30_000,
+        reader_steps=3000,
+        reader_lr=1e-3,
+        angles=(15, 30, 45, 60, 90, 135, 180),
+        shares=(0.0625, 0.125, 0.25, 0.5, 0.75, 1.0),
         shift_labels=4000,
-        shift_ranks=(1, 4, 16, 64),
-        shift_rates=(1e-3, 2.2e-3, 5e-3, 1e-2),
-        angles=(15, 30, 45, 60, 90, 180),
-        shares=(0.125, 0.25, 0.5, 1.0),
-        seeds=(0, 1, 2, 3, 4),
-        few_seeds=(0, 1, 2),
+        shift_steps=300,
+        shift_batch=32,
+        shift_ranks=(1, 2, 4, 8, 16, 64, 256),
+        shift_seeds=(0, 1, 2, 3, 4),
     ),
     "smoke": Profile(
         name="smoke",
@@ -130,18 +165,23 @@ PROFILES = {
         labels=40,
         steps=4,
         alpha=8.0,
-        budget=320,
-        r=2,
-        rates=(1e-3, 1e-2),
-        own_rates=(1e-3, 1e-2),
-        full_rates=(1e-3,),
-        shift_labels=40,
-        shift_ranks=(1, 2),
-        shift_rates=(1e-2,),
-        angles=(90,),
-        shares=(1.0,),
+        budget=440,
+        r=4,
+        rungs=1,
         seeds=(0, 1),
-        few_seeds=(0,),
+        tuning=1,
+        few=1,
+        reader=TransformerConfig(patch_size=4, width=8, layers=1, heads=2),
+        reader_pictures=40,
+        reader_steps=4,
+        reader_lr=3e-3,
+        angles=(90,),
+        shares=(0.5,),
+        shift_labels=40,
+        shift_steps=4,
+        shift_batch=16,
+        shift_ranks=(1, 2),
+        shift_seeds=(0, 1),
     ),
 }
 
@@ -155,26 +195,66 @@ def rank_within(budget: int, width: int, ffn_factor: int, place: str) -> int:
     return budget // for_one
 
 
+def placements(size: Profile, part: str) -> dict[str, LoRAConfig]:
+    """The adapters that a part compares, by the names of their arms."""
+    model = size.base.model
+    config = partial(LoRAConfig, alpha=size.alpha)
+    ranks = {
+        place: rank_within(size.budget, model.width, model.ffn_factor, place) for place in PLACES
+    }
+    if part == "places":
+        return {
+            f"{place}, r={ranks[place]}": config(r=ranks[place], targets=list(layers))
+            for place, layers in PLACES.items()
+        }
+    if part == "rank":
+        # A place whose budget pays for this very rank is in "places" already; and Q and K, which
+        # can do little at the budget's rank, are not asked again at a lower one.
+        return {
+            f"{place}, r={size.r}": config(r=size.r, targets=list(layers))
+            for place, layers in PLACES.items()
+            if place in ("V", "O", "up", "down") and ranks[place] != size.r
+        }
+    if part in ("blocks", "answers"):
+        # In one block as many numbers as "all six" has in all of them.
+        r = ranks["all six"] * model.layers
+        blocks = {
+            f"block {block + 1}, r={r}": config(r=r, targets=rf"blocks\.{block}\..*_proj")
+            for block in range(model.layers)
+        }
+        if part == "blocks":
+            return blocks
+        name = f"all six, r={ranks['all six']}"
+        everywhere = {name: config(r=ranks["all six"], targets=list(BLOCK_LINEARS))}
+        return {f"{arm}, new answers": one for arm, one in (everywhere | blocks).items()}
+    if part == "own":
+        return {
+            "all six, r=1": config(r=1, targets=list(BLOCK_LINEARS)),
+            "block 1, r=2": config(r=2, targets=r"blocks\.0\..*_proj"),
+            "patch layer, r=4": config(r=4, targets=["patch_embedding"]),
+        }
+    raise ValueError(f"no placements in part {part!r}")
+
+
 def turn(degrees: float, x: Tensor) -> Tensor:
-    """Each digit of a pair turned about its middle, to the left: (N, 1, 8, 16) → the same."""
+    """Digits turned to the left about their middle: (N, 1, H, H) → the same."""
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
-    halves = torch.cat(x.split(8, dim=3))  # (2N, 1, 8, 8)
-    bend = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], dtype=x.dtype, device=x.device)
-    places = F.affine_grid(bend.expand(len(halves), 2, 3), list(halves.shape), align_corners=False)
-    turned = F.grid_sample(halves, places, align_corners=False)
-    return torch.cat(turned.chunk(2), dim=3)
+    # For each dot of the result, where in the picture it is taken from; y points down.
+    source = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], dtype=x.dtype, device=x.device)
+    places = F.affine_grid(source.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, places, align_corners=False)
 
 
 def exchange(share: float, x: Tensor) -> Tensor:
-    """A share of each digit's 64 dots dealt out anew, by one fixed rule: (N, 1, 8, 16) → same."""
+    """A share of the dots dealt out anew, by one rule for all pictures: (N, 1, H, W) → the same."""
+    dots = x[0].numel()
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(64, generator=generator)[: round(64 * share)]
+    chosen = torch.randperm(dots, generator=generator)[: round(dots * share)]
     # One step along a circle moves every chosen dot, which a random reordering would not.
-    order = torch.arange(64)
+    order = torch.arange(dots)
     order[chosen] = chosen.roll(1)
-    halves = torch.cat(x.split(8, dim=3)).flatten(1)[:, order.to(x.device)]
-    return torch.cat(halves.reshape(-1, 1, 8, 8).chunk(2), dim=3)
+    return x.flatten(1)[:, order.to(x.device)].reshape(x.shape)
 
 
 def shifts(size: Profile, part: str) -> dict[str, Change]:
@@ -190,20 +270,23 @@ def handwritten(size: Profile, seed: int) -> Data:
     return train.x, train.y
 
 
-def printed(size: Profile, seed: int) -> Data:
-    """Labelled pairs of new printed digits."""
-    return _printed(size.shift_labels, 5000 + seed)
-
-
-@lru_cache(maxsize=8)
-def _printed(count: int, seed: int) -> Data:
+@lru_cache(maxsize=16)
+def renamed(count: int, seed: int) -> Data:
+    """Printed pairs, labelled with what is missing from their sum to 18."""
     pairs = data.pairs(data.printed_digits(2 * count, seed), count, seed)
-    return pairs.x, pairs.y
+    return pairs.x, 18 - pairs.y
 
 
-def task(size: Profile, change: Change | None = None) -> Pictures:
-    """Handwritten pairs, or, with a change, changed printed ones."""
-    if change is None:
+@lru_cache(maxsize=16)
+def printed(count: int, seed: int) -> Data:
+    """Single printed digits."""
+    digits = data.printed_digits(count, seed)
+    return digits.x, digits.y
+
+
+def task(size: Profile, part: str, change: Change | None = None) -> Pictures:
+    """The pictures of a part: handwritten pairs, printed ones, or single digits with a change."""
+    if part not in ("answers", "turned", "exchanged"):
         _, validation, test = rank.pictures(size.base, size.labels, seed=0)
         return Pictures(
             size.labels,
@@ -211,13 +294,38 @@ def task(size: Profile, change: Change | None = None) -> Pictures:
             (validation.x, validation.y),
             (test.x, test.y),
         )
+    make, labels = (renamed, size.labels) if part == "answers" else (printed, size.shift_labels)
     return Pictures(
-        size.shift_labels,
-        partial(printed, size),
-        _printed(size.base.validation_pictures, 9001),
-        _printed(size.base.test_pictures, 9002),
+        labels,
+        partial(_drawn, make, labels),
+        make(size.base.validation_pictures, 9001),
+        make(size.base.test_pictures, 9002),
         change,
     )
+
+
+def _drawn(make: Callable[[int, int], Data], count: int, seed: int) -> Data:
+    return make(count, 5000 + seed)
+
+
+@lru_cache(maxsize=2)
+def reader(size: Profile, device: torch.device | str = "cpu") -> TransformerClassifier:
+    """A transformer that reads one printed digit, upright and with all dots in their places."""
+    set_seed(0)
+    model = TransformerClassifier(size.reader)
+    x, y = printed(size.reader_pictures, 0)
+    with one_thread():
+        fit(
+            model,
+            x,
+            y,
+            steps=size.reader_steps,
+            lr=size.reader_lr,
+            weight_decay=0.05,
+            device=device,
+            progress=False,
+        )
+    return model.eval()
 
 
 def run(
@@ -239,67 +347,123 @@ def run(
 
 
 def _part(size: Profile, part: str, place: Place) -> list[Row]:
-    base = rank.adder(size.base, place.device, place.progress).to(place.device)
-    recipe = Recipe(size.steps)
-    if part == "own":
-        own = [
-            Whole(f"the {what}", "head" if what == "head" else "full", lr, seed, what)
-            for what in ("embeddings", "norms", "biases", "head")
-            for lr in size.own_rates
-            for seed in size.seeds
-        ]
-        return whole_models(part, own, base, task(size), recipe, place=place)
-    if part in ("places", "rank", "blocks"):
-        return adapters(part, cells(size, part), base, task(size), recipe, place=place)
+    with _keeping(place) as keeping:
+        if part in ("turned", "exchanged"):
+            return _shifted(size, part, keeping)
+        base = rank.adder(size.base, place.device, place.progress).to(place.device)
+        first = size.tuning if part in ("places", "blocks") else size.few
+        recipe = Recipe(size.steps)
+        work = _Work(size, part, base, task(size, part), recipe, keeping, size.seeds, first)
+        rows = work.adapters(placements(size, part), MIDDLE)
+        if part == "own":
+            arms = {f"the {what}": what for what in OWN}
+            middles = {f"the {what}": middle for what, middle in OWN.items()}
+            rows += work.whole_models(arms, middles)
+        return rows
+
+
+def _shifted(size: Profile, part: str, place: Place) -> list[Row]:
+    base = reader(size, place.device)
+    recipe = Recipe(size.shift_steps, size.shift_batch)
     rows: list[Row] = []
     for name, change in shifts(size, part).items():
-        pictures = task(size, change)
-        safe = name.replace(" ", "-").replace("°", "").replace("%", "")
-        low_rank = [
-            Named(
-                f"LoRA r={r}, {name}",
-                Cell(LoRAConfig(r=r, alpha=size.alpha, targets=list(BLOCK_LINEARS)), lr, seed),
-            )
+        pictures = task(size, part, change)
+        for_file = name.replace(" ", "-").replace("°", "").replace("%", "")
+        work = _Work(size, for_file, base, pictures, recipe, place, size.shift_seeds, size.few)
+        configs = {
+            f"r={r}, {name}": LoRAConfig(r=r, alpha=size.alpha, targets=list(BLOCK_LINEARS))
             for r in size.shift_ranks
-            for lr in size.shift_rates
-            for seed in size.few_seeds
-        ]
-        full = [
-            Whole(f"full, {name}", "full", lr, seed)
-            for lr in size.full_rates
-            for seed in size.few_seeds
-        ]
+        }
         rows.append(untrained(f"base, {name}", base, pictures))
-        rows += adapters(safe, low_rank, base, pictures, recipe, place=place)
-        rows += whole_models(safe, full, base, pictures, recipe, place=place)
+        rows += work.adapters(configs, SHIFT_MIDDLE)
     return rows
 
 
-def cells(size: Profile, part: str) -> list[Named]:
-    """The adapters of the parts on handwriting."""
-    model = size.base.model
-    named: list[Named] = []
+@contextmanager
+def _keeping(place: Place) -> Iterator[Place]:
+    """The place, with a folder for finished work, since tuning comes back to it with more rates."""
+    if place.folder is not None:
+        yield place
+        return
+    with TemporaryDirectory() as folder:
+        yield replace(place, folder=Path(folder))
 
-    def add(arm: str, r: int, targets: Sequence[str] | str) -> None:
-        chosen = targets if isinstance(targets, str) else list(targets)
-        config = LoRAConfig(r=r, alpha=size.alpha, targets=chosen)
-        named.extend(
-            Named(arm, Cell(config, lr, seed))
-            for lr in size.rates
-            for seed in (size.few_seeds if part == "rank" else size.seeds)
-        )
 
-    if part == "places":
-        for place, layers in PLACES.items():
-            r = rank_within(size.budget, model.width, model.ffn_factor, place)
-            add(f"{place}, r={r}", r, layers)
-    elif part == "rank":
-        for place, layers in PLACES.items():
-            if len(layers) == 1:
-                add(f"{place}, r={size.r}", size.r, layers)
-    else:
-        # In one block as many numbers as "all six" has in all of them.
-        r = rank_within(size.budget, model.width, model.ffn_factor, "all six") * model.layers
-        for block in range(model.layers):
-            add(f"block {block + 1} only, r={r}", r, rf"blocks\.{block}\..*_proj")
-    return named
+@dataclass(frozen=True)
+class _Work:
+    """What the arms of a part share; ``name`` is that of their files.
+
+    Each arm gets its own rate, tuned with the ``first`` seeds, and is tested with all.
+    """
+
+    size: Profile
+    name: str
+    base: TransformerClassifier
+    task: Pictures
+    recipe: Recipe
+    place: Place
+    seeds: Sequence[int]
+    first: int
+
+    def adapters(self, configs: Mapping[str, LoRAConfig], middle: float) -> list[Row]:
+        def train(ladders: Ladders, last: bool) -> list[Row]:
+            cells = [
+                Named(arm, Cell(configs[arm], lr, seed))
+                for arm, rates in ladders.items()
+                for lr in rates
+                for seed in self.seeds[: self.first]
+            ]
+            more = dict.fromkeys(ladders, self.seeds[self.first :] if last else ())
+            return adapters(
+                self.name, cells, self.base, self.task, self.recipe, place=self.place, more=more
+            )
+
+        return tuned(train, self._starts(dict.fromkeys(configs, middle)), self.size.rungs)
+
+    def whole_models(self, trains: Mapping[str, str], middles: Mapping[str, float]) -> list[Row]:
+        def train(ladders: Ladders, last: bool) -> list[Row]:
+            cells = [
+                Whole(arm, KINDS.get(trains[arm], "full"), lr, seed, trains[arm])
+                for arm, rates in ladders.items()
+                for lr in rates
+                for seed in self.seeds[: self.first]
+            ]
+            more = dict.fromkeys(ladders, self.seeds[self.first :] if last else ())
+            return whole_models(
+                self.name, cells, self.base, self.task, self.recipe, place=self.place, more=more
+            )
+
+        return tuned(train, self._starts(middles), self.size.rungs)
+
+    def _starts(self, middles: Mapping[str, float]) -> dict[str, int]:
+        """Where on the ladder each arm begins: lower for a wider model."""
+        shift = self.size.base.rate_shift
+        return {arm: rank.RATES.index(middle) - shift for arm, middle in middles.items()}
+
+
+def tuned(
+    train: Callable[[Ladders, bool], list[Row]], starts: Mapping[str, int], rungs: int
+) -> list[Row]:
+    """Try rates for every arm until its best lies between two others; the rows of the last round.
+
+    ``train`` takes the rates of every arm, and whether they are final. It must keep what it has
+    done. An arm begins with ``rungs`` rates of `rank.RATES` on either side of its start.
+    """
+    end_of_all = len(rank.RATES)
+    spans = {
+        arm: (max(0, start - rungs), min(start + rungs + 1, end_of_all))
+        for arm, start in starts.items()
+    }
+    while True:
+        ladders = {arm: rank.RATES[first:end] for arm, (first, end) in spans.items()}
+        rows = train(ladders, False)
+        wider = {}
+        for arm, (first, end) in spans.items():
+            best = rank.RATES.index(best_rate(rows, arm))
+            if best == first > 0:
+                wider[arm] = first - 1, end
+            elif best == end - 1 < end_of_all - 1:
+                wider[arm] = first, end + 1
+        if not wider:
+            return train(ladders, True)
+        spans |= wider
