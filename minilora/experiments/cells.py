@@ -1,4 +1,4 @@
-"""Running many small independent pieces of work, and never one of them twice.
+"""One training run and its row; many of them, and never one of them twice.
 
 A *cell* is one training run. Cells are spread over processes with one torch thread each: on a
 CPU that is faster than one process with many threads, and it gives the same numbers. Each finished
@@ -12,13 +12,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from torch import Tensor, nn
+
 from minilora import journal
 from minilora.experiments.recording import Row
-from minilora.training import one_thread
+from minilora.training import Diverged, evaluate, fit, one_thread
 
 Cell = TypeVar("Cell")
 
@@ -64,6 +67,50 @@ def run_cells(
             line = f"{say}: {done} of {len(missing)} in {elapsed:.0f} s"
             print(line, file=sys.stderr, flush=True)
     return [finished.rows[repr(cell)] for cell in cells]
+
+
+def trained(
+    row: Row,
+    model: nn.Module,
+    train: tuple[Tensor, Tensor],
+    seen: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    batch_size: int,
+    device: str,
+) -> Row:
+    """Train what requires a gradient of ``model``, at the row's rate and seed, and score it.
+
+    ``train`` and ``seen`` are examples (N, …) with their labels (N,). Returns the row with what was
+    found on ``seen``, or marked as diverged.
+    """
+    if row.lr is None:
+        raise ValueError(f"the row of {row.arm!r} has no learning rate to train at")
+    started = time.perf_counter()
+    try:
+        history = fit(
+            model,
+            *train,
+            steps=steps,
+            lr=row.lr,
+            batch_size=batch_size,
+            seed=row.seed,
+            device=device,
+            progress=False,
+        )
+    except Diverged:
+        return replace(row, diverged=True, seconds=time.perf_counter() - started)
+    found = evaluate(model, *seen)
+    # `fit` looks at the loss now and then, and never at what its last step has made of the model.
+    if not np.isfinite([*history.loss, found.log_loss]).all():
+        return replace(row, diverged=True, seconds=time.perf_counter() - started)
+    return replace(
+        row,
+        accuracy=found.accuracy,
+        log_loss=found.log_loss,
+        train_loss=float(np.mean(history.loss[-10:])),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _results(cells: Sequence[Cell], work: Callable[[Cell], Row], jobs: int) -> Iterator[Row]:

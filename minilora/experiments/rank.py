@@ -20,7 +20,7 @@ import torch
 
 from minilora import LoRAConfig, add_lora, lora_layers
 from minilora import data as data_module
-from minilora.experiments.cells import Journal, cores, run_cells
+from minilora.experiments.cells import Journal, cores, run_cells, trained
 from minilora.experiments.recording import (
     Recording,
     Row,
@@ -34,7 +34,7 @@ from minilora.experiments.recording import (
 )
 from minilora.pretrained import ADDER, pretrained_adder, source_hash
 from minilora.sweep import Result, grid, sweep
-from minilora.training import Diverged, Evaluation, evaluate, fit, set_seed
+from minilora.training import Evaluation, evaluate, set_seed
 from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 Kind = Literal["lora", "random", "full", "head", "biases", "scratch"]
@@ -44,6 +44,7 @@ SOURCES = [
     "adapt.py",
     "config.py",
     "data.py",
+    "experiments/cells.py",
     "experiments/rank.py",
     "layers.py",
     "pretrained.py",
@@ -454,7 +455,6 @@ def best_rates(rows: list[Row]) -> dict[tuple[str, int], float]:
 
 def run_cell(cell: Cell, *, size: Profile, device: str, base: dict[str, torch.Tensor]) -> Row:
     """Train one arm once, and look at validation data (tuning) or test data (final)."""
-    started = time.perf_counter()
     train, validation, test = pictures(size, cell.labels, cell.seed)
     set_seed(cell.seed)
     model = TransformerClassifier(size.model)
@@ -476,30 +476,15 @@ def run_cell(cell: Cell, *, size: Profile, device: str, base: dict[str, torch.Te
         train_loss=None,
         seconds=0.0,
     )
-    try:
-        history = fit(
-            model,
-            train.x,
-            train.y,
-            steps=size.steps * cell.arm.patience,
-            lr=cell.lr,
-            batch_size=size.batch_size,
-            seed=cell.seed,
-            device=device,
-            progress=False,
-        )
-    except Diverged:
-        return replace(row, diverged=True, seconds=time.perf_counter() - started)
     seen = validation if cell.stage == "tune" else test
-    found = evaluate(model, seen.x, seen.y)
-    if not np.isfinite(found.log_loss):  # the last step was one too many
-        return replace(row, diverged=True, seconds=time.perf_counter() - started)
-    return replace(
+    return trained(
         row,
-        accuracy=found.accuracy,
-        log_loss=found.log_loss,
-        train_loss=float(np.mean(history.loss[-10:])),
-        seconds=time.perf_counter() - started,
+        model,
+        (train.x, train.y),
+        (seen.x, seen.y),
+        steps=size.steps * cell.arm.patience,
+        batch_size=size.batch_size,
+        device=device,
     )
 
 

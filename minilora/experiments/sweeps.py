@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilora.experiments.cells import Journal, cores, run_cells
+from minilora.experiments.cells import Journal, cores, run_cells, trained
 from minilora.experiments.recording import (
     Recording,
     Row,
@@ -34,7 +34,7 @@ from minilora.experiments.recording import (
 )
 from minilora.pretrained import source_hash
 from minilora.sweep import Cell, Data, sweep
-from minilora.training import Diverged, Evaluation, evaluate, fit, set_seed
+from minilora.training import Evaluation, evaluate, set_seed
 from minilora.transformer import TransformerClassifier
 
 Change = Callable[[Tensor], Tensor]
@@ -306,7 +306,6 @@ def _one_whole(
     recipe: Recipe,
     device: str,
 ) -> Row:
-    started = time.perf_counter()
     set_seed(cell.seed)
     model = copy.deepcopy(base)
     for path, parameter in model.named_parameters():
@@ -326,29 +325,14 @@ def _one_whole(
         train_loss=None,
         seconds=0.0,
     )
-    try:
-        history = fit(
-            model,
-            *task.labelled(cell.seed),
-            steps=recipe.steps,
-            lr=cell.lr,
-            batch_size=recipe.batch_size,
-            seed=cell.seed,
-            device=device,
-            progress=False,
-        )
-    except Diverged:
-        return replace(row, diverged=True, seconds=time.perf_counter() - started)
-    found = evaluate(model, *task.scored["validation" if cell.stage == "tune" else "test"])
-    # `fit` looks at the loss now and then, and never at what its last step has made of the model.
-    if not np.isfinite([*history.loss, found.log_loss]).all():
-        return replace(row, diverged=True, seconds=time.perf_counter() - started)
-    return replace(
+    return trained(
         row,
-        accuracy=found.accuracy,
-        log_loss=found.log_loss,
-        train_loss=float(np.mean(history.loss[-10:])),
-        seconds=time.perf_counter() - started,
+        model,
+        task.labelled(cell.seed),
+        task.scored["validation" if cell.stage == "tune" else "test"],
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        device=device,
     )
 
 

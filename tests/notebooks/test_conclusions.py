@@ -357,6 +357,175 @@ CONCLUSIONS += [
 ]
 
 
+ALL_SIX = "all six, r=2"
+BLOCKS = [f"block {k}, r=6" for k in (1, 2, 3)]
+NEW = ", new answers"
+TURNED = ("turned 15°", "turned 45°", "turned 90°", "turned 180°")
+EXCHANGED = ("exchanged 12.5%", "exchanged 50%", "exchanged 100%")
+
+
+def lack(run: Recording, r: int, shift: str):
+    """Log loss of a rank above that of rank 48, on one shift of the pictures."""
+    return difference(run, f"r={r}, {shift}", f"r=48, {shift}")
+
+
+CONCLUSIONS += [
+    # Chapter 10
+    Conclusion(
+        "10_placement",
+        "Q alone and K alone stay about twenty points behind everybody else",
+        ("placement-places",),
+        lambda run: all(
+            better(run, place, one.arm).high < -0.12
+            for place in ("Q, r=20", "K, r=20")
+            for one in summarise(run)
+            if one.arm not in ("Q, r=20", "K, r=20")
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "O by itself, all four of attention, and the two feed-forward matrices are not told apart "
+        "from 'all six'",
+        ("placement-places",),
+        lambda run: all(
+            abs(better(run, arm, ALL_SIX).mean) < 0.02
+            for arm in ("O, r=20", "Q, K, V, O, r=5", "up, down, r=4")
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "O is ahead of V by some four points",
+        ("placement-places",),
+        lambda run: better(run, "O, r=20", "V, r=20").low > 0.01,
+    ),
+    Conclusion(
+        "10_placement",
+        "Between attention and feed-forward there is no detectable difference",
+        ("placement-places",),
+        lambda run: not better(run, "Q, K, V, O, r=5", "up, down, r=4").detectable,
+    ),
+    Conclusion(
+        "10_placement",
+        "Part of what looked like a virtue of the place was the size of its matrix",
+        ("placement-places", "placement-rank"),
+        lambda *runs: all(
+            better(together(*runs), wide, f"{square}, r=8").mean
+            > better(together(*runs), wide, f"{square}, r=20").mean + 0.005
+            for square in "VO"
+            for wide in ("up, r=8", "down, r=8")
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "The first block by itself is ahead of the whole model, with the same number of "
+        "parameters; the second is behind, and the third is far behind",
+        ("placement-places", "placement-blocks"),
+        lambda *runs: (
+            better(together(*runs), BLOCKS[0], ALL_SIX).low > 0
+            and better(together(*runs), BLOCKS[1], ALL_SIX).high < -0.03
+            and better(together(*runs), BLOCKS[2], BLOCKS[1]).high < -0.03
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "The block that won on handwriting is now the last, the block that lost is now the first, "
+        "and 'all six' stands between them in both",
+        ("placement-answers",),
+        lambda run: (
+            better(run, BLOCKS[0] + NEW, ALL_SIX + NEW).high < 0
+            and better(run, BLOCKS[2] + NEW, ALL_SIX + NEW).low > 0.1
+            and better(run, BLOCKS[2] + NEW, BLOCKS[1] + NEW).low > 0
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "None of the four comes up to rank 1 on all six",
+        ("placement-own",),
+        lambda run: all(
+            better(run, f"the {what}", "all six, r=1").high < 0
+            for what in ("embeddings", "norms", "biases", "head")
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "Among them the embeddings are the best, with fewer numbers than the biases",
+        ("placement-own",),
+        lambda run: all(
+            better(run, "the embeddings", f"the {what}").mean > 0.01
+            for what in ("norms", "biases", "head")
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "Rank 2 in the first block is ahead of everything else here",
+        ("placement-own",),
+        lambda run: better(run, "block 1, r=2", "all six, r=1").low > 0,
+    ),
+    Conclusion(
+        "10_placement",
+        "the head does next to nothing",
+        ("placement-own",),
+        lambda run: accuracy(run, "the head") < accuracy(run, "the norms") - 0.08,
+    ),
+    Conclusion(
+        "10_placement",
+        "Within each kind of shift the order is the one that the arithmetic gave",
+        ("placement-turned", "placement-exchanged"),
+        # The half turn and a turn of 45 degrees lie close: their places may change.
+        lambda turned, exchanged: (
+            lack(turned, 1, "turned 15°").mean
+            < min(lack(turned, 1, shift).mean for shift in ("turned 45°", "turned 180°"))
+            and max(lack(turned, 1, shift).mean for shift in ("turned 45°", "turned 180°"))
+            < lack(turned, 1, "turned 90°").mean
+            and lack(exchanged, 1, EXCHANGED[0]).mean
+            < lack(exchanged, 1, EXCHANGED[1]).mean
+            < lack(exchanged, 1, EXCHANGED[2]).mean
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "where its interval lies far above that of the weakest shift",
+        ("placement-turned", "placement-exchanged"),
+        lambda turned, exchanged: all(
+            lack(run, 1, strong).low > lack(run, 1, weak).high + 0.05
+            for run, weak, strong in (
+                (turned, "turned 15°", "turned 90°"),
+                (exchanged, "exchanged 12.5%", "exchanged 100%"),
+            )
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "rank 4 in eighteen matrices comes close to what no bound at all would give",
+        ("placement-turned", "placement-exchanged"),
+        lambda turned, exchanged: all(
+            lack(run, 4, shift).mean < 0.15
+            for run, shifts in ((turned, TURNED), (exchanged, EXCHANGED))
+            for shift in shifts
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "even rank 48 is far below",
+        ("placement-turned", "placement-exchanged"),
+        lambda turned, exchanged: (
+            max(accuracy(turned, "r=48, turned 90°"), accuracy(exchanged, "r=48, exchanged 100%"))
+            < 0.8
+        ),
+    ),
+    Conclusion(
+        "10_placement",
+        "At 0.05 it has fallen off the cliff",
+        ("placement-places",),
+        lambda run: (
+            loss_at(run, ALL_SIX, 5e-2) > UNTOUCHED + 0.5
+            and loss_at(run, "Q, K, V, O, r=5", 5e-2) > UNTOUCHED + 0.5
+            and loss_at(run, "up, down, r=4", 5e-2) < UNTOUCHED
+        ),
+    ),
+]
+
+
 def prose(notebook: str) -> str:
     """The markdown of a chapter as one line, so that a fragment may run over a break."""
     content = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
