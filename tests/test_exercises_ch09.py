@@ -105,6 +105,7 @@ WRONG: list[tuple[str, Function, str]] = [
     ("same_run_sgd", lambda al, a, b, p, q: (al, p**2 * a, q**2 * b), "must stay the same"),
     ("same_run_sgd", lambda al, a, b, p, q: (al / (p * q), a / p, b / q), "has to grow"),
     ("same_run_sgd", lambda al, a, b, p, q: (al / (p * q), a, b), "has to grow"),
+    ("same_run_sgd", lambda al, a, b, p, q: (al / (p * q), a / p**2, b / q**2), "has to grow"),
     ("same_run_sgd", lambda al, a, b, p, q: (al / (p * q), q**2 * a, p**2 * b), "belongs to A"),
     ("same_run_sgd", lambda al, a, b, p, q: (al / (p * q), p**3 * a, q**2 * b), "leaves the first"),
     ("rate_groups", lambda model, lr, ratio: groups(model, lr, ratio)[0], "two dictionaries"),

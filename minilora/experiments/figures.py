@@ -43,7 +43,7 @@ def draw_tuning(ax: Axes, recording: Recording, names: Sequence[str]) -> None:
     ax.set(xlabel="learning rate", ylabel="validation log loss (nats)")
     ax.set_yticks([0.5, 1, 2], labels=["0.5", "1", "2"])
     ax.minorticks_off()
-    ax.margins(x=0.25)
+    ax.margins(x=0.42)  # room for the names
 
 
 def draw_arms(
@@ -113,7 +113,7 @@ def draw_by_labels(ax: Axes, recording: Recording, names: Sequence[str]) -> None
             runs = [100 * value for value in one.values]
             ax.plot([one.labels] * len(runs), runs, ".", color=color, alpha=0.5)
         ax.plot(labels, means, MARKERS[kind], linestyle=style, color=color)
-        up = {"lora": 5, "full": -7, "halves": 3}.get(arms[0].kind, 0)
+        up = {"lora": 1, "full": -9, "halves": 12}.get(arms[0].kind, 0)
         place = labels[-1], means[-1]
         label_line(ax, place, METHODS.get(name, name), color=color, offset=(8, up))
     ax.set_xscale("log")
