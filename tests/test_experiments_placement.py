@@ -236,8 +236,9 @@ def test_rates_are_tuned_with_few_seeds_and_tested_with_all(
         tested = [row for row in found.rows if (row.stage, row.arm) == ("final", arm)]
         tried = sorted({row.lr for row in tuned if row.lr is not None})
         best = best_rate(found.rows, arm)
-        assert {row.seed for row in tuned} == {0}
-        assert sorted(row.seed for row in tested) == [0, 1]
+        close = tuned[0].setting in ("places", "blocks")
+        assert {row.seed for row in tuned} == ({0, 1} if close else {0})
+        assert sorted(row.seed for row in tested) == [0, 1, 2]
         assert {row.lr for row in tested} == {best}
         assert len(tried) >= 3 or best in (rank.RATES[0], rank.RATES[-1])
         if best not in (rank.RATES[0], rank.RATES[-1]):
@@ -279,7 +280,7 @@ def test_no_run_is_made_twice_or_for_nothing(everything: tuple[Recording, list[s
     assert len(set(done)) == len(done)
     # A further seed is trained once for each arm, at its best rate, and not while that is sought.
     arms = {row.arm for row in found.rows if row.lr is not None}
-    assert sum("seed=1" in work for work in done) == len(arms)
+    assert sum("seed=2" in work for work in done) == len(arms)
 
 
 def test_a_stopped_run_goes_on(tmp_path: Any, everything: tuple[Recording, list[str]]) -> None:

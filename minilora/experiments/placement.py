@@ -168,8 +168,8 @@ PROFILES = {
         budget=440,
         r=4,
         rungs=1,
-        seeds=(0, 1),
-        tuning=1,
+        seeds=(0, 1, 2),
+        tuning=2,
         few=1,
         reader=TransformerConfig(patch_size=4, width=8, layers=1, heads=2),
         reader_pictures=40,
@@ -181,7 +181,7 @@ PROFILES = {
         shift_steps=4,
         shift_batch=16,
         shift_ranks=(1, 2),
-        shift_seeds=(0, 1),
+        shift_seeds=(0, 1, 2),
     ),
 }
 
