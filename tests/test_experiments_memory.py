@@ -175,6 +175,37 @@ def test_times_are_drawn_beside_those_of_full_fine_tuning(ax, smoke):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "32"]
 
 
+def test_many_runs_in_one_pass_are_timed_and_drawn(ax, smoke):
+    size = memory.PROFILES["smoke"]
+    for batch in size.cells_batches:
+        for count in size.cells:
+            for arm in ("one by one", "in one pass"):
+                times = memory.quantities(smoke, f"runs of {batch} a step", arm, count)
+                assert len(times) == 3 and all(one.measured > 0 for one in times)
+    memory_figures.draw_cells(ax, smoke)
+    assert texts(ax) == ["2 pictures a step", "3 pictures a step", "one by one"]
+    drawn = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "D"]
+    seen = memory.ratios(smoke, "runs of 3 a step", "in one pass", "one by one", 1)
+    assert drawn == [statistics.median(seen)]
+
+
+def test_one_by_one_is_the_run_that_a_sweep_makes(monkeypatch):
+    """The two ways that are timed do the same work: the same losses, up to rounding."""
+    size = memory.PROFILES["smoke"]
+    losses, results = [], []
+    real_fit, real_sweep = memory.fit, memory.sweep
+    monkeypatch.setattr(
+        memory, "fit", lambda *a, **k: losses.append(real_fit(*a, **k).loss) or None
+    )
+    monkeypatch.setattr(
+        memory, "sweep", lambda *a, **k: results.append(real_sweep(*a, **k)) or results[-1]
+    )
+    memory.seconds_of_cells(replace(size, cells=(2,), cells_batches=(4,), cells_steps=3), "cpu")
+    mine, together = losses[:2], [one.loss for one in results[0]]
+    torch.testing.assert_close(torch.tensor(mine), torch.tensor(together), rtol=1e-4, atol=1e-5)
+    assert mine[0] != mine[1]
+
+
 # ---------------------------------------------------------------- the card's profile
 
 

@@ -8,13 +8,16 @@ turns.
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import minilora
+from minilora import LoRAConfig
 from minilora.experiments.memory_arms import HAS_PEFT, Arm, Training
 from minilora.experiments.recording import (
     Quantity,
@@ -37,6 +41,9 @@ from minilora.experiments.recording import (
 from minilora.measuring import peak_bytes, saved_bytes, take_turns, watch
 from minilora.memory import FLOOR, FULL, LORA, LORA_QV, QLORA, Size, Step, model_bytes
 from minilora.pretrained import source_hash
+from minilora.sweep import Cell, grid, sweep
+from minilora.training import fit, one_thread, set_seed
+from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 #: The files whose code settles the numbers.
 SOURCES = [
@@ -47,6 +54,9 @@ SOURCES = [
     "measuring.py",
     "memory.py",
     "quantize.py",
+    "sweep.py",
+    "training.py",
+    "transformer.py",
 ]
 
 
@@ -57,7 +67,9 @@ class Profile:
     Every arm trains a stack of ``size`` on ``sequences`` × ``tokens`` tokens, and is timed
     ``rounds`` times. Full fine-tuning, LoRA and the floor are timed on stacks of several ``widths``
     as well, which are ``narrow`` otherwise, on ``narrow_sequences`` as long as its context. A
-    forward pass is timed on one token, and on a whole step's.
+    forward pass is timed on one token, and on a whole step's. Small runs, of ``cells_steps`` steps
+    each on ``cells_batches`` pictures, are timed one after the other and as one sweep, for each
+    number of them in ``cells``.
     """
 
     name: str
@@ -71,6 +83,9 @@ class Profile:
     narrow: Size
     narrow_sequences: int
     narrow_rounds: int
+    cells: tuple[int, ...]
+    cells_batches: tuple[int, ...]
+    cells_steps: int
     peft: bool = False  # whether PEFT takes part, where it is installed
 
 
@@ -87,6 +102,9 @@ PROFILES = {
         narrow=Size(width=32, layers=4, heads=2, vocab=256, context=64),
         narrow_sequences=4,
         narrow_rounds=7,
+        cells=(1, 4, 16),
+        cells_batches=(2, 32),
+        cells_steps=5,
     ),
     # 1.04 billion parameters.
     "gpu": Profile(
@@ -101,6 +119,9 @@ PROFILES = {
         narrow=Size(width=128, layers=4, heads=2, vocab=1024, context=1024),
         narrow_sequences=4,
         narrow_rounds=30,
+        cells=(1, 4, 16, 64),
+        cells_batches=(2, 32),
+        cells_steps=10,
         peft=True,
     ),
     # In half precision, so that the code of the gpu profile is run.
@@ -116,6 +137,9 @@ PROFILES = {
         narrow=Size(width=16, layers=1, heads=2, vocab=50, context=16),
         narrow_sequences=1,
         narrow_rounds=2,
+        cells=(1, 2),
+        cells_batches=(2, 3),
+        cells_steps=1,
     ),
 }
 
@@ -188,7 +212,13 @@ def run(
     started = time.perf_counter()
     found: list[Quantity] = []
     with attention_without_tables(device):
-        for part in (bytes_of_arms, seconds_of_arms, seconds_of_widths, seconds_of_inference):
+        for part in (
+            bytes_of_arms,
+            seconds_of_arms,
+            seconds_of_widths,
+            seconds_of_inference,
+            seconds_of_cells,
+        ):
             found += part(size, device)
             if progress:
                 spent = time.perf_counter() - started
@@ -349,6 +379,47 @@ def forward_of(model: nn.Module, ids: Tensor) -> Callable[[], Any]:
             model(ids)
 
     return forward
+
+
+def seconds_of_cells(profile: Profile, device: str) -> list[Quantity]:
+    """Several small runs over one base: one after the other, and in one pass of a sweep."""
+    held_on_card(device)
+    # The size of the transformers that the other experiments adapt; time does not depend on data.
+    base = TransformerClassifier(TransformerConfig(image_size=(8, 16), patch_size=4)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(320, 1, 8, 16, generator=generator), torch.arange(320) % 10
+    config = LoRAConfig(r=profile.r, alpha=8, targets=list(BLOCK_LINEARS))
+    found = []
+    for batch, count in product(profile.cells_batches, profile.cells):
+        cells = grid(config, lr=[1e-3], seed=range(count))
+        settings: dict[str, Any] = {
+            "steps": profile.cells_steps,
+            "batch_size": batch,
+            "progress": False,
+        }
+        runs: dict[str, Callable[[], Any]] = {
+            "one by one": partial(one_by_one, base, cells, data, **settings),
+            "in one pass": partial(sweep, base, cells, data, at_once=count, **settings),
+        }
+        with one_thread():
+            kinds = dict.fromkeys(runs, "lora")
+            found += in_turn(runs, kinds, f"runs of {batch} a step", count, 3, device)
+    return found
+
+
+def one_by_one(
+    base: TransformerClassifier,
+    cells: Sequence[Cell],
+    data: tuple[Tensor, Tensor],
+    **settings: Any,
+) -> None:
+    """Train each cell by itself, as one would without `minilora.sweep`."""
+    for cell in cells:
+        model = copy.deepcopy(base)
+        set_seed(cell.seed)
+        minilora.add_lora(model, cell.config)
+        device = next(base.parameters()).device
+        fit(model, *data, lr=cell.lr, seed=cell.seed, device=device, **settings)
 
 
 # --- reading a recording --------------------------------------------------------------------

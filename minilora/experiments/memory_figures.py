@@ -163,3 +163,33 @@ def draw_widths(ax: Axes, recording: Recording) -> None:
     ax.set_xticks(widths, labels=[f"{width:,}" for width in widths])
     ax.minorticks_off()
     ax.set(ylim=(0.4, 2), xlabel="width of the stack", ylabel="time of a step ÷ that of full")
+
+
+def draw_cells(ax: Axes, recording: Recording) -> None:
+    """Time of one small run in a pass that many share, divided by its time alone.
+
+    Against the number of runs in the pass, for each number of pictures in a step. Small marks are
+    rounds and large marks their medians.
+    """
+    whats = sorted(
+        {one.what for one in recording.quantities if one.what.startswith("runs of ")},
+        key=lambda what: int(what.split()[2]),
+    )
+    for what, style, marker in zip(whats, ("-", ":"), ("o", "D"), strict=False):
+        counts = sorted({one.size for one in quantities(recording, what)})
+        middles = []
+        for count in counts:
+            found = ratios(recording, what, "in one pass", "one by one", count)
+            middles.append(statistics.median(found))
+            ax.plot([count] * len(found), found, ".", color=COLORS["lora"], alpha=0.35)
+        ax.plot(counts, middles, marker=marker, ls=style, color=COLORS["lora"])
+        pictures = what.removeprefix("runs of ").removesuffix(" a step")
+        label_line(
+            ax, (counts[-1], middles[-1]), f"{pictures} pictures a step", color=COLORS["lora"]
+        )
+    ax.axhline(1, color=COLORS["theory"], linestyle="--", linewidth=1)
+    label_line(ax, (counts[-1], 1), "one by one", offset=(7, 6))
+    ax.set_xscale("log")
+    ax.set_xticks(counts, labels=[f"{count}" for count in counts])
+    ax.minorticks_off()
+    ax.set(xlabel="runs in one pass", ylabel="time of a run ÷ its time alone", ylim=(0, None))

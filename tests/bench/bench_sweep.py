@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from bench_measure import alternate, ratios, show, spread
-from torch import Tensor
 
-import minilora
-from minilora import LoRAConfig, training
-from minilora.sweep import Cell, grid, sweep
+from minilora import LoRAConfig
+from minilora.experiments.memory import one_by_one
+from minilora.sweep import grid, sweep
 from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 #: The transformer of chapter 8, on pictures made of noise: the time does not depend on them.
@@ -35,7 +33,7 @@ def sweeps(device: str, repeats: int, threads: int, quick: bool) -> None:
     counts = (1,) if device == "cuda" or threads == 1 else (1, threads)
     for number in counts:
         name = "one by one" + ("" if device == "cuda" else f", threads {number}")
-        ways[name] = partial(in_threads, number, one_by_one, model, cells, data, settings)
+        ways[name] = partial(in_threads, number, one_by_one, model, cells, data, **settings)
     for number in counts:
         name = "sweep" + ("" if device == "cuda" else f", processes {number}")
         ways[name] = partial(in_threads, 1, sweep, model, cells, data, jobs=number, **settings)
@@ -53,20 +51,6 @@ def sweeps(device: str, repeats: int, threads: int, quick: bool) -> None:
     ]
     header = ["how", "cells a second", "speed-up", "over the best one by one"]
     show(f"sweep on {device}: {len(cells)} cells of {steps} steps", header, rows)
-
-
-def one_by_one(
-    model: TransformerClassifier,
-    cells: list[Cell],
-    data: tuple[Tensor, Tensor],
-    settings: dict[str, object],
-) -> None:
-    """What a reader would write without the engine."""
-    for cell in cells:
-        adapted = copy.deepcopy(model)
-        training.set_seed(cell.seed)
-        minilora.add_lora(adapted, cell.config)
-        training.fit(adapted, *data, lr=cell.lr, seed=cell.seed, **settings)  # type: ignore[arg-type]
 
 
 def in_threads(
