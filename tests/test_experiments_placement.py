@@ -219,7 +219,7 @@ def test_a_wider_model_starts_lower() -> None:
 
 def test_every_arm_of_every_part_is_there(everything: tuple[Recording, list[str]]) -> None:
     found, _ = everything
-    wanted = {"base, turned 90°", "base, exchanged 50%", *OWN}
+    wanted = {"base, turned 90°", "base, exchanged 50%", "the head, new answers", *OWN}
     for part in ("places", "rank", "blocks", "answers", "own"):
         wanted |= placement.placements(SIZE, part).keys()
     wanted |= {f"r={r}, {name}" for r in SIZE.shift_ranks for name in SHIFTS}

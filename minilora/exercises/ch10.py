@@ -57,6 +57,11 @@ def check_rank_for_budget(function: Function) -> None:
             "budget for all of them.",
         )
         require(
+            found == right or found != min(budget // len(shapes) // sum(shape) for shape in shapes),
+            "You split the budget into equal parts. The layers share the rank, not the budget: a "
+            "large one may take more of it.",
+        )
+        require(
             found == right
             or found not in [budget // sum(shape[side] for shape in shapes) for side in (0, 1)],
             f"Rank {found:g} {words} pays for one of the two factors: A has r·d_in numbers, and B "
@@ -105,6 +110,11 @@ def check_one_block(function: Function) -> None:
             "in _proj.",
         )
         others = sorted({path.split(".")[1] for path in taken - wanted}, key=int)
+        require(
+            bool(taken & wanted),
+            f"For block {block} your expression takes block {', '.join(others)} instead. Blocks "
+            "are counted from 0, in the paths and in the argument.",
+        )
         also = f"It takes layers of block {', '.join(others)} as well."
         require(
             not others or len(taken) < len(paths) // 2,
@@ -146,6 +156,11 @@ def check_rearrangement_rank(function: Function) -> None:
             found == right or found != n - still,
             "You count the dots that move. Each cycle has one direction that M − I leaves at zero, "
             "the one in which all its dots are equal: take one off for each cycle.",
+        )
+        require(
+            found == right or found != n - still - cycles,
+            "You subtract the single dots twice: each of them is a cycle by itself. Take the "
+            "cycles off from all dots, or those of two dots and more from the dots that move.",
         )
         require(
             found == right or found != n - still - 1,

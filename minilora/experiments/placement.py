@@ -65,6 +65,9 @@ PLACES: dict[str, tuple[str, ...]] = {
 #: Small parts of the model itself, each with the middle of the learning rates that it starts with.
 OWN = {"embeddings": 2.2e-2, "norms": 2.2e-2, "biases": 0.1, "head": 1e-3}
 
+#: And for the head where the answers are new.
+NEW_HEAD = 5e-3
+
 #: The kind of their rows, where it is not "full".
 KINDS = {"biases": "biases", "head": "head"}
 
@@ -151,12 +154,12 @@ PROFILES = {
         reader_pictures=30_000,
         reader_steps=3000,
         reader_lr=1e-3,
-        angles=(15, 30, 45, 60, 90, 135, 180),
-        shares=(0.0625, 0.125, 0.25, 0.5, 0.75, 1.0),
+        angles=(15, 45, 90, 135, 180),
+        shares=(0.125, 0.25, 0.5, 1.0),
         shift_labels=4000,
         shift_steps=300,
         shift_batch=32,
-        shift_ranks=(1, 2, 4, 8, 16, 64, 256),
+        shift_ranks=(1, 2, 4, 16, 256),
         shift_seeds=(0, 1, 2, 3, 4),
     ),
     "smoke": Profile(
@@ -357,8 +360,10 @@ def _part(size: Profile, part: str, place: Place) -> list[Row]:
         rows = work.adapters(placements(size, part), MIDDLE)
         if part == "own":
             arms = {f"the {what}": what for what in OWN}
-            middles = {f"the {what}": middle for what, middle in OWN.items()}
-            rows += work.whole_models(arms, middles)
+            rows += work.whole_models(arms, {f"the {what}": lr for what, lr in OWN.items()})
+        if part == "answers":
+            arm = "the head, new answers"
+            rows += work.whole_models({arm: "head"}, {arm: NEW_HEAD})
         return rows
 
 

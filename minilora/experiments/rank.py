@@ -120,10 +120,10 @@ PROFILES = {
         tuning_seeds=(100,),
         validation_pictures=764,
         test_pictures=1536,
-        curve_labels=(100, 250, 1000, 2000),
+        curve_labels=(100, 250, 2000),
         curve_arms=("LoRA r=1", "LoRA r=8", "full fine-tuning"),
         curve_seeds=(0, 1, 2),
-        watch_ranks=(1, 4, 32),
+        watch_ranks=(1, 32),
         watch_rates=(5e-3, 1e-2, 2.2e-2),
     ),
     "gpu": Profile(
