@@ -36,6 +36,15 @@ def checkpoint_every(blocks, whole, small):
     return min(range(1, blocks + 1), key=lambda every: bytes_kept(blocks, whole, small, every))
 
 
+def frozen_first(layers, n, r):
+    """The kept inputs, but for those that a frozen layer has claimed before."""
+    seen, kept = set(), 0
+    for name, d_in, _, kind in layers:
+        kept += d_in if name not in seen and kind != "frozen" else 0
+        seen.add(name)
+    return n * (kept + r * sum(kind == "lora" for *_, kind in layers))
+
+
 RIGHT: dict[str, Function] = {
     "training_bytes": training_bytes,
     "kept_inputs": kept_inputs,
@@ -72,6 +81,7 @@ WRONG: list[tuple[str, Function, str]] = [
         lambda la, n, r: kept_inputs(la, n, r, ("trained",), False),
         "adapted layers off",
     ),
+    ("kept_inputs", frozen_first, "reads first and an adapted one after"),
     ("kept_inputs", outputs, "You count outputs"),
     ("kept_inputs", lambda la, n, r: kept_inputs(la, n, r, narrow=False), "narrow products"),
     (

@@ -62,7 +62,13 @@ _LAYERS = [
     ("c", 7, 33, "trained"),
     ("d", 31, 13, "lora"),
 ]
-_MORE = [("a", 7, 9, "trained"), ("a", 7, 3, "lora"), ("b", 9, 5, "lora"), ("c", 5, 7, "frozen")]
+_MORE = [
+    ("a", 7, 9, "trained"),
+    ("a", 7, 3, "lora"),
+    ("e", 17, 5, "frozen"),
+    ("e", 17, 5, "lora"),
+    ("c", 5, 7, "frozen"),
+]
 
 
 def check_kept_inputs(function: Function) -> None:
@@ -81,6 +87,13 @@ def check_kept_inputs(function: Function) -> None:
         everything = n * sum({name: d_in for name, d_in, _, _ in layers}.values())
         outputs = n * sum({name: d_out for name, _, d_out, _ in needed}.values())
         only_trained = n * sum({name: d_in for name, d_in, _, _ in kinds["trained"]}.values())
+        first_reader = {name: (d_in, kind) for name, d_in, _, kind in reversed(layers)}
+        unless_frozen = n * sum(d for d, kind in first_reader.values() if kind != "frozen")
+        require(
+            found not in (unless_frozen, unless_frozen + narrow) or unless_frozen == distinct,
+            "You leave out a tensor that a frozen layer reads first and an adapted one after it. "
+            "It is kept for the adapted one.",
+        )
         require(
             found not in (everything, everything + narrow),
             "You keep the inputs of frozen layers. Their weight gets no gradient, and the gradient "
@@ -206,7 +219,8 @@ def check_checkpoint_every(function: Function) -> None:
         )
         best = [every for every, cost in costs.items() if cost == lowest]
         raise AssertionError(
-            f"{int(found)} blocks between checkpoints keep {costs[int(found)]} bytes; {best[0]} "
-            f"would keep {lowest}."
+            f"For {blocks} blocks, whole = {whole} and small = {small}: {int(found)} blocks "
+            f"between checkpoints keep {costs[int(found)]} bytes, and {best[0]} would keep "
+            f"{lowest}. Try every spacing."
         )
     passed("the fewest bytes lie between one checkpoint at each block and one in all.")

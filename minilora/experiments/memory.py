@@ -104,7 +104,7 @@ PROFILES = {
         narrow_rounds=7,
         cells=(1, 4, 16),
         cells_batches=(2, 32),
-        cells_steps=3,
+        cells_steps=5,
     ),
     # 1.04 billion parameters.
     "gpu": Profile(
