@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +197,7 @@ def sweep(
     # Cells of like ranks share a pass, so that little of it is padding.
     todo.sort(key=lambda i: (sorted(ranks[i]), sorted(ranks[i].values())))
     size = at_once or (64 if place.type == "cuda" else 8)
-    size = max(1, min(size, -(-len(todo) // abs(jobs))))  # no process is left without work
-    passes = [todo[start : start + size] for start in range(0, len(todo), size)]
+    passes = [todo[a:b] for a, b in _portions(len(todo), size, abs(jobs))]
     calls = [
         partial(_train, base, [cells[i] for i in rows], pairs, scored, settings, keep)
         for rows in passes
@@ -208,6 +207,16 @@ def sweep(
             kept[i] = result
             journal.add(keys[i], _entry(result))
     return [kept[i] for i in range(len(cells))]
+
+
+def _portions(count: int, size: int, jobs: int) -> list[tuple[int, int]]:
+    """Cuts of ``count`` cells: portions of at most ``size``, nearly alike, as many for each job.
+
+    No process is left without work while another has more than a portion to go.
+    """
+    number = -(-count // (size * jobs)) * jobs
+    ends = [count * k // max(1, number) for k in range(number + 1)]
+    return [(a, b) for a, b in pairwise(ends) if a < b]
 
 
 def _check_model(base: nn.Module) -> None:

@@ -382,3 +382,21 @@ def test_embeddings_and_convolutions_can_be_swept():
         _, _, factors = alone(model, cell, (picture, y), steps=10, batch_size=8)
         for name, ours in result.adapter.items():
             torch.testing.assert_close(ours, factors[name].detach(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "jobs", "lengths"),
+    [
+        (20, 8, 2, [5, 5, 5, 5]),
+        (36, 8, 2, [6] * 6),
+        (9, 8, 1, [4, 5]),
+        (3, 8, 2, [1, 2]),
+        (1, 8, 2, [1]),
+        (65, 64, 1, [32, 33]),
+        (0, 8, 2, []),
+    ],
+)
+def test_passes_are_alike_and_as_many_for_each_process(count, size, jobs, lengths):
+    portions = sweep_module._portions(count, size, jobs)
+    assert [b - a for a, b in portions] == lengths
+    assert [i for a, b in portions for i in range(a, b)] == list(range(count))
