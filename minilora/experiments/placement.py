@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -411,30 +412,34 @@ class _Work:
     first: int
 
     def adapters(self, configs: Mapping[str, LoRAConfig], middle: float) -> list[Row]:
-        def train(ladders: Ladders, last: bool) -> list[Row]:
-            cells = [
-                Named(arm, Cell(configs[arm], lr, seed))
-                for arm, rates in ladders.items()
-                for lr in rates
-                for seed in self.seeds[: self.first]
-            ]
-            more = dict.fromkeys(ladders, self.seeds[self.first :] if last else ())
-            return adapters(
-                self.name, cells, self.base, self.task, self.recipe, place=self.place, more=more
-            )
+        def cell(arm: str, lr: float, seed: int) -> Named:
+            return Named(arm, Cell(configs[arm], lr, seed))
 
-        return tuned(train, self._starts(dict.fromkeys(configs, middle)), self.size.rungs)
+        return self._tuned(cell, adapters, dict.fromkeys(configs, middle))
 
     def whole_models(self, trains: Mapping[str, str], middles: Mapping[str, float]) -> list[Row]:
+        def cell(arm: str, lr: float, seed: int) -> Whole:
+            return Whole(arm, KINDS.get(trains[arm], "full"), lr, seed, trains[arm])
+
+        return self._tuned(cell, whole_models, middles)
+
+    def _tuned(
+        self,
+        cell: Callable[[str, float, int], Any],
+        run: Callable[..., list[Row]],
+        middles: Mapping[str, float],
+    ) -> list[Row]:
+        """Tune the arms with the first seeds, each from its middle rate; test them with all."""
+
         def train(ladders: Ladders, last: bool) -> list[Row]:
             cells = [
-                Whole(arm, KINDS.get(trains[arm], "full"), lr, seed, trains[arm])
+                cell(arm, lr, seed)
                 for arm, rates in ladders.items()
                 for lr in rates
                 for seed in self.seeds[: self.first]
             ]
             more = dict.fromkeys(ladders, self.seeds[self.first :] if last else ())
-            return whole_models(
+            return run(
                 self.name, cells, self.base, self.task, self.recipe, place=self.place, more=more
             )
 
