@@ -1,6 +1,7 @@
 """Settings for every test: one thread, fixed seeds, and hypothesis without clocks."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,3 +21,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache of base models, and no folder for the runs of pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("MINILORA_RUNS", raising=False)
+        yield

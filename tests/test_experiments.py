@@ -14,12 +14,7 @@ from minilora.experiments.__main__ import main
 from minilora.experiments.cells import Journal, run_cells
 from minilora.transformer import TransformerClassifier
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +31,7 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MINILORA_RUNS", raising=False)
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def run(**given: Any) -> Recording:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -49,12 +49,7 @@ SIX = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 CPU = Place(torch.device("cpu"), jobs=1, folder=None, source="", progress=False)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MINILORA_RUNS", raising=False)
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
