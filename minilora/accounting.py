@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from minilora.config import LoRAConfig
-from minilora.layers import TrainedCopy
+from minilora.layers import TrainedCopy, layer_type
 from minilora.merging import merge_loss
 from minilora.state import (
     adaptation,
@@ -24,7 +24,7 @@ from minilora.state import (
     lora_parameters,
     trained_copies,
 )
-from minilora.targets import find_biases, layer_type, plan
+from minilora.targets import plan
 
 
 def lora_size(d_out: int, d_in: int, r: int) -> int:
@@ -52,7 +52,7 @@ def predict_trainable(model: nn.Module, config: LoRAConfig) -> int:
     Raises:
         ValueError: What ``add_lora`` refuses.
     """
-    modules, targets, copies = plan(model, config)
+    modules, targets, copies, biases = plan(model, config)
     total = 0
     for path in targets:
         kind = layer_type(modules[path])
@@ -60,7 +60,6 @@ def predict_trainable(model: nn.Module, config: LoRAConfig) -> int:
         a_shape, b_shape = kind.shapes(modules[path], config.rank_for(path))
         total += prod(a_shape) + prod(b_shape) + (b_shape[0] if config.use_dora else 0)
     total += sum(count_parameters(modules[path]) for path in copies)
-    biases = find_biases(modules, config, targets, copies)
     return total + sum(bias.numel() for bias in biases.values())
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
+from minilora.dora import DoRA
 from minilora.encoders import allow_fast_path, leave_fast_path
-from minilora.layers import LoRALayer, TrainedCopy, is_sharded
+from minilora.initializers import initialize
+from minilora.layers import Aside, LoRALayer, TrainedCopy, is_sharded, layer_type
 from minilora.merging import check_kept, merge
 from minilora.state import (
     Adaptation,
@@ -31,14 +33,7 @@ from minilora.state import (
     trained_copies,
     wrappers,
 )
-from minilora.targets import (
-    exactly,
-    find_biases,
-    layer_type,
-    original_modules,
-    plan,
-    tied_weights,
-)
+from minilora.targets import Plan, exactly, plan, tied_weights
 
 # --- adding ---------------------------------------------------------------------------------
 
@@ -72,30 +67,30 @@ def add_lora(model: Model, config: LoRAConfig) -> Model:
             "the model has an adapter already; call minilora.remove_lora(model) first "
             "(keep_update=True keeps what it learnt)"
         )
-    modules, targets, copied = plan(model, config)
-    check_init(model, config, targets)
-    copies = {path: make_copy(modules[path]) for path in copied}
-    layers = {path: make_layer(modules[path], path, config) for path in targets}
+    found = plan(model, config)
+    check_init(config, found)
+    copies = {path: make_copy(found.modules[path]) for path in found.copies}
+    layers = {path: make_layer(found.modules[path], path, config) for path in found.targets}
     for layer in layers.values():
-        layer.initialize(config.init)
+        initialize(layer, config.init)
         add_magnitudes(layer, config)
     # What is noted on the model must pickle and fit into a file; a type or a lambda does not.
     if callable(config.targets) or callable(config.exclude):
-        config = replace(config, targets=exactly(targets, modules), exclude=None)
+        config = replace(config, targets=exactly(found.targets, found.modules), exclude=None)
     if callable(config.init):
         config = replace(config, init="default")
-    attach(model, config, layers, copies)
+    attach(model, config, found, layers, copies)
     return model
 
 
 def attach(
     model: nn.Module,
     config: LoRAConfig,
+    found: Plan,
     layers: dict[str, LoRALayer],
     copies: dict[str, TrainedCopy],
 ) -> None:
     """Swap finished ``layers`` and ``copies`` in and freeze the rest. Nothing here can fail."""
-    modules = original_modules(model)
     before = [
         (module, name, p.requires_grad)
         for module in model.modules()
@@ -103,20 +98,19 @@ def attach(
         if p is not None
     ]
     model.requires_grad_(False)
-    biases = find_biases(modules, config, layers, copies)
     originals = {
-        name: (modules[name.removesuffix("bias").removesuffix(".")], bias.detach().clone())
-        for name, bias in biases.items()
+        name: (found.modules[name.removesuffix("bias").removesuffix(".")], bias.detach().clone())
+        for name, bias in found.biases.items()
     }
-    for bias in biases.values():
+    for bias in found.biases.values():
         bias.requires_grad_(True)
     new: list[LoRALayer | TrainedCopy] = [*layers.values(), *copies.values()]
     for wrapper in new:
         wrapper.training = wrapper.base.training
     for layer in layers.values():
-        _show_other(layer)  # PiSSA and OLoRA have prepared what their base is to hold
+        _exchange_original(layer)  # PiSSA and OLoRA have prepared what their base is to hold
     replace_modules(model, [(wrapper.base, wrapper) for wrapper in new])
-    nested = leave_fast_path(modules.values())
+    nested = leave_fast_path(found.modules.values())
     model.__dict__["_minilora"] = Adaptation(
         config, before, originals, nested, averages_seen(model)
     )
@@ -138,19 +132,17 @@ def make_layer(module: nn.Module, path: str, config: LoRAConfig) -> LoRALayer:
 def add_magnitudes(layer: LoRALayer, config: LoRAConfig) -> None:
     """Give the layer DoRA's magnitudes, where the config asks for them."""
     if config.use_dora:
-        from minilora.variants.dora import DoRA
-
-        _show_other(layer)  # with PiSSA the norm is that of what the base is to hold
+        _exchange_original(layer)  # with PiSSA the norm is that of what the base is to hold
         try:
             layer.dora = DoRA(layer)
         finally:
-            _show_other(layer)
+            _exchange_original(layer)
 
 
-def check_init(model: nn.Module, config: LoRAConfig, targets: list[str]) -> None:
+def check_init(config: LoRAConfig, found: Plan) -> None:
     """Refuse an init that would change a weight which another layer uses too."""
     if config.init in ("pissa", "olora", "milora"):
-        for path, others in tied_weights(model, targets).items():
+        for path, others in tied_weights(found.modules, found.targets).items():
             raise ValueError(
                 f"init={config.init!r} would change the weight of {path!r}, which "
                 f"{', '.join(map(repr, others))} uses too; list it in exclude or use "
@@ -181,10 +173,10 @@ def disabled(model: Model) -> Iterator[Model]:
     parts, layers = wrappers(model), list(lora_layers(model).values())
     outermost = not any(part.off for part in parts)
     if outermost:
-        check_kept(layers, 0)
+        check_kept(layers, original=True)
         _swap_biases(noted)
         for layer in layers:
-            _show_other(layer)
+            _exchange_original(layer)
     for part in parts:
         part.off += 1
     try:
@@ -195,15 +187,16 @@ def disabled(model: Model) -> Iterator[Model]:
         if outermost:
             _swap_biases(noted)
             for layer in layers:
-                _show_other(layer)
+                _exchange_original(layer)
 
 
-def _show_other(layer: LoRALayer) -> None:
-    """Exchange ``base.weight`` and the first weight that is kept, which then is W₀, if any is."""
-    if layer._kept:
-        first = layer._kept[0]
-        assert first is not None
-        layer._kept[0] = layer.exchange(first)
+def _exchange_original(layer: LoRALayer) -> None:
+    """Exchange ``base.weight`` and W₀ where that was put aside: a second call takes it back."""
+    aside = layer.aside
+    if aside.original is not None:
+        aside.original = layer.exchange(aside.original)
+    elif aside.unmerged is not None:
+        aside.unmerged = layer.exchange(aside.unmerged)
 
 
 def _swap_biases(noted: Adaptation) -> None:
@@ -268,12 +261,11 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
         if not any(layer.merged for layer in layers):
             merge(model, untie=untie)
     else:
-        check_kept(layers, 0)
+        check_kept(layers, original=True)
         _swap_biases(noted)
         for layer in layers:
-            _show_other(layer)
-            layer._kept = []
-            layer.merged = False
+            _exchange_original(layer)
+            layer.aside, layer.merged = Aside(), False
     copies = list(trained_copies(model).values())
     back: list[tuple[nn.Module, nn.Module]] = [(layer, layer.base) for layer in layers]
     back += [(w, w.tuned if keep_update else w.base) for w in copies]
@@ -283,8 +275,8 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
     for w in copies:
         took_place += zip(w.base.parameters(), w.tuned.parameters(), strict=True)
     for layer in layers:
-        # Only an untied weight is kept as a parameter.
-        took_place += [(k, layer.weight) for k in layer._kept if isinstance(k, nn.Parameter)]
+        if isinstance(layer.aside.unmerged, nn.Parameter):  # it was shared, and merge untied it
+            took_place.append((layer.aside.unmerged, layer.weight))
     for module, name, flag in noted.requires_grad:
         parameter = module._parameters.get(name)
         if parameter is not None:

@@ -8,12 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeGuard
+from typing import Any, TypeGuard
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from minilora.layers import LoRALayer
 
 Targets = str | Sequence[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 
@@ -45,7 +42,7 @@ class LoRAConfig:
         init: ``"default"``: A uniform in ±1/sqrt(d_in) and B zero, in an embedding A zero and B
             normal; ``"gaussian"``: A normal with standard deviation 1/r. One factor is zero, so
             an adapter changes nothing before it is trained. ``"pissa"``, ``"olora"``,
-            ``"milora"``: see :mod:`minilora.variants.initializers`. A callable
+            ``"milora"``: see :mod:`minilora.initializers`. A callable
             gets the new layer and fills ``layer.A`` and ``layer.B`` in place.
         bias: ``"none"`` trains no bias, ``"all"`` every bias of the model, ``"lora_only"`` the
             biases of the adapted layers.
@@ -54,7 +51,7 @@ class LoRAConfig:
         alpha_pattern: The same for alpha.
         modules_to_save: Names of modules that are trained whole beside the adapters, as a new
             output head is. The originals are kept.
-        use_dora: Weight-decomposed updates: see :mod:`minilora.variants.dora`.
+        use_dora: Weight-decomposed updates: see :mod:`minilora.dora`.
 
     Raises:
         TypeError, ValueError: A setting makes no sense. The message names it, says what was
@@ -73,7 +70,7 @@ class LoRAConfig:
     exclude: Targets | None = None
     dropout: float = 0.0
     scaling: str = "standard"
-    init: str | Callable[[LoRALayer], None] = "default"
+    init: str | Callable[[Any], None] = "default"
     bias: str = "none"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)

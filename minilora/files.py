@@ -37,7 +37,8 @@ from minilora.folder import (
     read_folder,
     write_folder,
 )
-from minilora.layers import LoRAEmbedding, LoRALayer, is_sharded, whole
+from minilora.initializers import initialize, plain_config
+from minilora.layers import LoRAEmbedding, LoRALayer, is_sharded, layer_type, whole
 from minilora.state import (
     Model,
     adaptation,
@@ -49,14 +50,7 @@ from minilora.state import (
     trained_copies,
     warn_of_averages,
 )
-from minilora.targets import (
-    exactly,
-    find_biases,
-    find_copies,
-    find_targets,
-    layer_type,
-    original_modules,
-)
+from minilora.targets import Plan, exactly, original_modules, plan
 
 PREFIX = "base_model.model."
 
@@ -100,8 +94,6 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     warn_of_averages(model)
     config = noted.config
     if any(layer.start is not None for layer in lora_layers(model).values()):
-        from minilora.variants.initializers import plain_config
-
         config = plain_config(config)
     tensors = _tensors(model)
     for key, tensor in tensors.items():
@@ -209,21 +201,22 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
                 "is it the base model that the adapter was trained on?"
             )
     config = _from_peft(settings, exactly(list(parts), modules))
-    with disabled(model) if is_adapted(model) else nullcontext():  # the base with its own weights
-        layers = _fitted_layers(model, modules, config, parts)
     try:
-        copied = find_copies(modules, config, layers)
+        found = plan(model, config, strict=False)
+        check_init(config, found)
     except ValueError as error:
-        raise AdapterError(f"{CONFIG_FILE}: {error}") from None
-    copies = {name: make_copy(modules[name]) for name in copied}
+        raise AdapterError(f"{CONFIG_FILE} does not fit the model: {error}") from None
+    with disabled(model) if is_adapted(model) else nullcontext():  # the base with its own weights
+        layers = _fitted_layers(found, config, parts)
+    copies = {name: make_copy(modules[name]) for name in found.copies}
     for name, wrapper in copies.items():
         _fill_copy(name, wrapper.tuned, rest)
     values: dict[str, Tensor] = {}
-    for name, bias in find_biases(modules, config, layers, copies).items():
-        found = [k for k in (_bias_key(name, layers), name) if k in rest]
-        if not found:
+    for name, bias in found.biases.items():
+        keys = [k for k in (_bias_key(name, layers), name) if k in rest]
+        if not keys:
             raise AdapterError(f"bias={config.bias!r}, but the file has no tensor for {name!r}")
-        values[name] = checked(found[0], rest.pop(found[0]), bias)
+        values[name] = checked(keys[0], rest.pop(keys[0]), bias)
     with disabled(model) if is_adapted(model) else nullcontext():  # the base has its own biases
         too_much = [key for key, tensor in rest.items() if not _repeats_base(key, tensor, modules)]
     if too_much:
@@ -234,7 +227,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         )
     if is_adapted(model):
         remove_lora(model)
-    attach(model, config, layers, copies)
+    attach(model, config, found, layers, copies)
     for name, (module, _) in adaptation(model).biases.items():
         bias_of(module).data = values[name]
     return model
@@ -328,17 +321,10 @@ def _group(
 
 
 def _fitted_layers(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    config: LoRAConfig,
-    parts: dict[str, dict[str, Tensor]],
+    plan: Plan, config: LoRAConfig, parts: dict[str, dict[str, Tensor]]
 ) -> dict[str, LoRALayer]:
     """A finished layer for each target, or an error that names what is missing or too much."""
-    try:
-        expected = find_targets(model, config)
-        check_init(model, config, expected)
-    except ValueError as error:
-        raise AdapterError(f"{CONFIG_FILE} does not fit the model: {error}") from None
+    modules, expected = plan.modules, plan.targets
     for path in parts:
         if path not in expected:
             raise AdapterError(
@@ -378,7 +364,7 @@ def _filled(
 ) -> LoRALayer:
     layer = make_layer(module, path, config)
     if config.init in ("pissa", "olora"):  # the file says what A and B became, not the rest
-        layer.initialize(config.init)
+        initialize(layer, config.init)
     add_magnitudes(layer, config)
     names = ("A", "B", "lora_magnitude_vector")
     for name, parameter, value in zip(names, layer.trained(), values, strict=False):

@@ -11,19 +11,28 @@ Shapes, for rank r and a kernel of k (× k) weights, are those of PEFT:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-if TYPE_CHECKING:
-    from minilora.variants.dora import DoRA
-
 Shape = tuple[int, ...]
+
+
+class Reweighting(Protocol):
+    """What may take the place of W₀ + scale · B A in a layer: DoRA, in `minilora.dora`."""
+
+    magnitude: nn.Parameter
+
+    def __call__(self, layer: LoRALayer, x: Tensor) -> Tensor: ...
+
+    def weight(self, layer: LoRALayer) -> Tensor: ...
+
 
 _textbook_depth = 0
 
@@ -61,6 +70,19 @@ def in_textbook() -> bool:
     return _textbook_depth > 0
 
 
+@dataclass
+class Aside:
+    """Weights that a layer has put aside; a plain object, so that ``state_dict`` leaves them out.
+
+    Attributes:
+        original: W₀, where ``base.weight`` began without a part of it (PiSSA, OLoRA, MiLoRA).
+        unmerged: What ``base.weight`` held before ``merge``, unless it was not kept.
+    """
+
+    original: Tensor | None = None
+    unmerged: Tensor | None = None
+
+
 class LoRALayer(nn.Module):
     """What the adapted layers share: the base, the factors A and B, and whether they count.
 
@@ -72,6 +94,7 @@ class LoRALayer(nn.Module):
         merged: Whether ``base.weight`` holds the update at the moment.
         start: Copies of A and B as they began, where they began as a part of W₀ (PiSSA, OLoRA).
             ``base.weight`` then holds W₀ without that part.
+        aside: The weights that ``disabled``, ``unmerge`` and ``remove_lora`` put back.
         dora: The magnitudes of a weight-decomposed layer, or None.
     """
 
@@ -90,10 +113,8 @@ class LoRALayer(nn.Module):
         self.off = 0  # how many `disabled` contexts are open
         self.merged = False
         self.start: tuple[Tensor, Tensor] | None = None
-        self.dora: DoRA | None = None
-        # What base.weight held before, W₀ first: one entry for PiSSA or OLoRA, one more while
-        # merged; None where it was not kept. In a list, so not in state_dict.
-        self._kept: list[Tensor | None] = []
+        self.dora: Reweighting | None = None
+        self.aside = Aside()
 
         weight = self.weight
         # Half precision is too coarse to add up small steps, so its adapters are float32.
@@ -124,25 +145,7 @@ class LoRALayer(nn.Module):
     def scale(self) -> float:
         return self.scaling * self.strength
 
-    def initialize(self, init: str | Callable[[LoRALayer], None]) -> None:
-        """Fill A and B as ``LoRAConfig.init`` says. A callable's result is checked for shape."""
-        shapes = self.A.shape, self.B.shape
-        with torch.no_grad():
-            self._default_init(gaussian=init == "gaussian")
-            if callable(init):
-                init(self)
-            elif init not in ("default", "gaussian"):
-                from minilora.variants import initializers
-
-                initializers.fill(self, init)
-        if (self.A.shape, self.B.shape) != shapes:
-            raise ValueError(
-                f"init changed the shapes of A and B from {tuple(shapes[0])} and "
-                f"{tuple(shapes[1])} to {tuple(self.A.shape)} and {tuple(self.B.shape)}; "
-                "fill them in place, for example layer.A.normal_()"
-            )
-
-    def _default_init(self, gaussian: bool) -> None:
+    def reset(self, gaussian: bool) -> None:
         if gaussian:
             nn.init.normal_(self.A, std=1 / self.r)
         else:
@@ -352,7 +355,7 @@ class LoRAEmbedding(LoRALayer):
         """A is (r, vocab), B is (dim, r)."""
         return (r, base.num_embeddings), (base.embedding_dim, r)
 
-    def _default_init(self, gaussian: bool) -> None:
+    def reset(self, gaussian: bool) -> None:
         nn.init.zeros_(self.A)
         nn.init.normal_(self.B)
 
@@ -369,6 +372,17 @@ class LoRAEmbedding(LoRALayer):
     def same_dtype(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Integers select, and are not multiplied."""
         return ids, self.A, self.B
+
+
+def layer_type(module: nn.Module) -> type[LoRALayer] | None:
+    """The adapted form that fits ``module``, if there is one."""
+    if isinstance(module, nn.Linear):
+        return LoRALinear
+    if isinstance(module, nn.Embedding):
+        return LoRAEmbedding
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return LoRAConv
+    return LoRAHFConv1D if is_hf_conv1d(module) else None
 
 
 class TrainedCopy(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minilora.layers import LoRALayer, is_sharded
 from minilora.state import Model, adaptation, check_enabled, check_unmerged, lora_layers
-from minilora.targets import tied_weights
+from minilora.targets import original_modules, tied_weights
 
 
 def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
@@ -54,7 +54,7 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
                 "quantization, so nothing can be merged into it; take that off before, for NF4 "
                 "with minilora.quantize.dequantize_linears(model)"
             )
-    tied = tied_weights(model, layers)
+    tied = tied_weights(original_modules(model), layers)
     if tied and not untie:
         path, others = next(iter(tied.items()))
         raise ValueError(
@@ -69,12 +69,12 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
             if path in tied:
                 new = nn.Parameter(new, requires_grad=False)
             old = layer.exchange(new)
-            layer._kept.append(old if keep_base or path in tied else None)
+            layer.aside.unmerged = old if keep_base or path in tied else None
             layer.merged = True
             done.append(layer)
     except BaseException:  # out of memory, or a key pressed: back to where it was, if it was kept
         for layer in done:
-            if layer._kept[-1] is not None:
+            if layer.aside.unmerged is not None:
                 unmerge_layer(layer)
         raise
     rounded = {path: loss for path, loss in losses.items() if loss > 0.5}
@@ -128,7 +128,7 @@ def unmerge(model: Model) -> Model:
     layers = [layer for layer in lora_layers(model).values() if layer.merged]
     if not layers:
         raise ValueError("the model is not merged, so there is nothing to unmerge")
-    check_kept(layers, -1)
+    check_kept(layers)
     for layer in layers:
         unmerge_layer(layer)
     return model
@@ -150,20 +150,27 @@ def merged(model: Model, untie: bool = False) -> Iterator[Model]:
 
 def unmerge_layer(layer: LoRALayer) -> None:
     """Put back what ``merge`` kept of one layer."""
-    kept = layer._kept.pop()
-    assert kept is not None
-    layer.exchange(kept)
-    layer.merged = False
+    assert layer.aside.unmerged is not None
+    layer.exchange(layer.aside.unmerged)
+    layer.aside.unmerged, layer.merged = None, False
 
 
-def check_kept(layers: list[LoRALayer], which: int) -> None:
-    """Raise ValueError where the first (0) or last (-1) of the kept weights cannot come back."""
-    if any(layer._kept and is_sharded(layer.weight) for layer in layers):
+def check_kept(layers: list[LoRALayer], original: bool = False) -> None:
+    """Raise ValueError where the weights before merging, or the ``original`` ones, are gone."""
+    if any(
+        (layer.merged or layer.aside.original is not None) and is_sharded(layer.weight)
+        for layer in layers
+    ):
         raise ValueError(
             "the weights were sharded after the adapter had changed them, so the originals cannot "
             "take their place; save the adapter and load it onto a model that is not sharded"
         )
-    if any(layer._kept and layer._kept[which] is None for layer in layers):
+    if any(
+        layer.merged
+        and layer.aside.unmerged is None
+        and not (original and layer.aside.original is not None)
+        for layer in layers
+    ):
         raise ValueError(
             "the model was merged with keep_base=False, so the original weights are gone; "
             "load the base model again"

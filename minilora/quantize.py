@@ -515,7 +515,7 @@ def quantize_linears(
     _check_block(block)
     modules = original_modules(model)
     paths = find_targets(model, LoRAConfig(targets=targets, exclude=exclude))
-    tied = tied_weights(model, paths)
+    tied = tied_weights(modules, paths)
     pairs: list[tuple[nn.Module, nn.Module]] = []
     for path in paths:
         linear = modules[path]

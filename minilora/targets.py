@@ -12,14 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from minilora.config import LoRAConfig, Targets, endings, key_fits
 from minilora.layers import (
-    LoRAConv,
-    LoRAEmbedding,
-    LoRAHFConv1D,
     LoRALayer,
-    LoRALinear,
     TrainedCopy,
     is_hf_conv1d,
     is_sharded,
+    layer_type,
 )
 
 # Where a model does not say which layer is its output head, these names do.
@@ -60,15 +57,19 @@ def original_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class Plan(NamedTuple):
-    """What a config means on a model: all modules by path, and the paths it adapts and copies."""
+    """What a config means on a model: all modules by path, the paths it adapts and copies, and the
+    biases it trains by name."""
 
     modules: dict[str, nn.Module]
     targets: list[str]
     copies: list[str]
+    biases: dict[str, nn.Parameter]
 
 
-def plan(model: nn.Module, config: LoRAConfig) -> Plan:
+def plan(model: nn.Module, config: LoRAConfig, strict: bool = True) -> Plan:
     """Find what ``config`` adapts and trains whole, and refuse what is not there.
+
+    PEFT's files may name what a model has not: not ``strict``, that is passed over.
 
     Raises:
         ValueError: As in ``add_lora``.
@@ -79,12 +80,14 @@ def plan(model: nn.Module, config: LoRAConfig) -> Plan:
             "ones out; add the adapter to the model before wrapping it"
         )
     modules = original_modules(model)
-    targets = find_targets(model, config)
-    _check_patterns(config, targets)
-    _check_named("modules_to_save", config.modules_to_save, modules)
-    if config.exclude is not None:
-        _check_exclude(model, modules, config)
-    return Plan(modules, targets, find_copies(modules, config, targets))
+    targets = _targets(model, modules, config)
+    if strict:
+        _check_patterns(config, targets)
+        _check_named("modules_to_save", config.modules_to_save, modules)
+        if config.exclude is not None:
+            _check_exclude(model, modules, config)
+    copies = find_copies(modules, config, targets)
+    return Plan(modules, targets, copies, find_biases(modules, config, targets, copies))
 
 
 def _check_exclude(model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig) -> None:
@@ -117,7 +120,10 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         ValueError: As in ``add_lora``.
     """
-    modules = original_modules(model)
+    return _targets(model, original_modules(model), config)
+
+
+def _targets(model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig) -> list[str]:
     if any(hasattr(type(module), "is_served") for module in modules.values()):
         raise ValueError("an AdapterBank serves this model; call its close() first")
     whole = config.modules_to_save
@@ -131,7 +137,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
             f"targets={config.targets!r} matches"
         )
     for path in chosen:
-        _check_adaptable(model, modules, path)
+        _check_adaptable(modules, path)
     _check_not_compiled(model, modules, chosen)
     return chosen
 
@@ -193,7 +199,7 @@ def _all_linear(
     ]
 
 
-def _check_adaptable(model: nn.Module, modules: dict[str, nn.Module], path: str) -> None:
+def _check_adaptable(modules: dict[str, nn.Module], path: str) -> None:
     module: Any = modules[path]
     if layer_type(module) is None:
         raise ValueError(
@@ -356,9 +362,10 @@ def find_biases(
     return dict(found.values())
 
 
-def tied_weights(model: nn.Module, adapted: Collection[str]) -> dict[str, list[str]]:
+def tied_weights(
+    modules: Mapping[str, nn.Module], adapted: Collection[str]
+) -> dict[str, list[str]]:
     """{adapted path: other paths whose modules use the very same weight}."""
-    modules = original_modules(model)
     users: dict[int, list[str]] = {}
     for path, module in modules.items():
         for parameter in module._parameters.values():
@@ -370,14 +377,3 @@ def tied_weights(model: nn.Module, adapted: Collection[str]) -> dict[str, list[s
         if others:
             tied[path] = others
     return tied
-
-
-def layer_type(module: nn.Module) -> type[LoRALayer] | None:
-    """The adapted form that fits ``module``, if there is one."""
-    if isinstance(module, nn.Linear):
-        return LoRALinear
-    if isinstance(module, nn.Embedding):
-        return LoRAEmbedding
-    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-        return LoRAConv
-    return LoRAHFConv1D if is_hf_conv1d(module) else None

@@ -100,7 +100,8 @@ def snapshot(model: nn.Module) -> list[Any]:
             if p is not None
         }
         buffers = {k: (id(b), bits(b)) for k, b in m._buffers.items() if b is not None}
-        kept = [bits(t) for t in vars(m).get("_kept", [])]
+        aside = vars(m).get("aside")
+        kept = [bits(t) for t in (aside.original, aside.unmerged)] if aside else []
         seen.append((path, id(m), type(m), plain, hooks, tensors, buffers, kept, sorted(vars(m))))
     noted = vars(model).get("_minilora")
     if noted is not None:

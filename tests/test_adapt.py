@@ -404,9 +404,9 @@ def test_kept_weights_stay_out_of_state_dict(model):
     minilora.merge(model, untie=True)
     assert set(model.state_dict()) == keys
     assert {n for n, _ in model.named_parameters()} - names <= {"head.base.weight"}
-    assert all(len(layer._kept) == 1 for layer in layers)
+    assert all(layer.aside.unmerged is not None for layer in layers)
     minilora.unmerge(model)
-    assert all(layer._kept == [] for layer in layers)
+    assert all(layer.aside.unmerged is None for layer in layers)
 
 
 def test_keep_base_false_keeps_nothing_and_refuses_to_unmerge():
@@ -414,7 +414,7 @@ def test_keep_base_false_keeps_nothing_and_refuses_to_unmerge():
     y = model(x)
     minilora.merge(model, keep_base=False)
     assert close(model(x), y, 1e-4)
-    assert model.blocks[0].q_proj._kept == [None]
+    assert model.blocks[0].q_proj.aside.unmerged is None
     for call in (minilora.unmerge, minilora.remove_lora):
         refuses(model, lambda c=call: c(model), "keep_base=False", "gone", "load the base model")
     minilora.remove_lora(model, keep_update=True)

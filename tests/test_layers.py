@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import minilora
 from minilora import LoRAConfig
+from minilora.initializers import initialize
 from minilora.layers import LoRAConv, LoRAEmbedding, LoRAHFConv1D, LoRALayer, LoRALinear
 
 
@@ -22,7 +23,7 @@ def linear(d_in=6, d_out=5, r=3, bias=True, dtype=torch.float32, scaling=0.7, **
     """A LoRALinear with both factors random and its base frozen."""
     base = nn.Linear(d_in, d_out, bias=bias, dtype=dtype).requires_grad_(False)
     layer = LoRALinear(base, r, 1.0, scaling, **kw)
-    layer.initialize("default")
+    initialize(layer, "default")
     nn.init.normal_(layer.B)
     return layer
 
@@ -30,7 +31,7 @@ def linear(d_in=6, d_out=5, r=3, bias=True, dtype=torch.float32, scaling=0.7, **
 def embedding(vocab=9, dim=4, r=3, dtype=torch.float32, **kw) -> LoRAEmbedding:
     base = nn.Embedding(vocab, dim, dtype=dtype, **kw).requires_grad_(False)
     layer = LoRAEmbedding(base, r, 1.0, 0.7)
-    layer.initialize("default")
+    initialize(layer, "default")
     nn.init.normal_(layer.A)
     return layer
 
@@ -38,7 +39,7 @@ def embedding(vocab=9, dim=4, r=3, dtype=torch.float32, **kw) -> LoRAEmbedding:
 def conv(dtype=torch.float32, cls=nn.Conv2d, **kw) -> LoRAConv:
     base = cls(3, 4, kw.pop("kernel", 3), dtype=dtype, **kw).requires_grad_(False)
     layer = LoRAConv(base, 2, 1.0, 0.7)
-    layer.initialize("default")
+    initialize(layer, "default")
     nn.init.normal_(layer.B)
     return layer
 
@@ -46,7 +47,7 @@ def conv(dtype=torch.float32, cls=nn.Conv2d, **kw) -> LoRAConv:
 def hf_conv1d(dtype=torch.float32, d_in=6, d_out=5, **kw) -> LoRAHFConv1D:
     base = pytest.importorskip("transformers.pytorch_utils").Conv1D(d_out, d_in)
     layer = LoRAHFConv1D(base.to(dtype).requires_grad_(False), 2, 1.0, 0.7, **kw)
-    layer.initialize("default")
+    initialize(layer, "default")
     nn.init.normal_(layer.B)
     return layer
 
@@ -131,7 +132,7 @@ def test_hugging_face_conv1d_has_its_weight_the_other_way_round():
 
 def test_default_init_of_a_convolution_is_that_of_nn_conv2d():
     layer = LoRAConv(nn.Conv2d(100, 9, 3), 64, 1, 1.0)
-    layer.initialize("default")
+    initialize(layer, "default")
     bound = (100 * 9) ** -0.5
     assert 0.99 * bound < layer.A.abs().max() <= bound
     assert torch.equal(layer.B, torch.zeros(9, 64, 1, 1))
@@ -140,19 +141,19 @@ def test_default_init_of_a_convolution_is_that_of_nn_conv2d():
 def test_default_init():
     """Linear: A uniform in ±1/√d_in, B zero. Embedding: A zero, B standard normal [PEFT]."""
     layer = LoRALinear(nn.Linear(100, 50), 64, 1, 1.0)
-    layer.initialize("default")
+    initialize(layer, "default")
     assert torch.equal(layer.B, torch.zeros(50, 64))
     assert 0.09 < layer.A.abs().max() <= 0.1
     assert abs(layer.A.std() - 0.1 / 3**0.5) < 0.003
     table = LoRAEmbedding(nn.Embedding(100, 50), 64, 1, 1.0)
-    table.initialize("default")
+    initialize(table, "default")
     assert torch.equal(table.A, torch.zeros(64, 100))
     assert abs(table.B.std() - 1) < 0.05
 
 
 def test_gaussian_init_has_standard_deviation_one_over_r():
     layer = LoRALinear(nn.Linear(400, 50), 16, 1, 1.0)
-    layer.initialize("gaussian")
+    initialize(layer, "gaussian")
     assert abs(layer.A.std() - 1 / 16) < 0.003
     assert layer.A.abs().max() > 2.5 / 16  # not uniform
     assert torch.equal(layer.B, torch.zeros(50, 16))
@@ -163,7 +164,7 @@ def test_init_callable_fills_in_place_and_may_not_reshape():
         layer.A.fill_(1)
 
     layer = linear()
-    layer.initialize(ones)
+    initialize(layer, ones)
     assert torch.equal(layer.A, torch.ones(3, 6))
     assert torch.equal(layer.B, torch.zeros(5, 3))  # the default still fills what it leaves
 
@@ -171,7 +172,7 @@ def test_init_callable_fills_in_place_and_may_not_reshape():
         layer.A = nn.Parameter(torch.zeros(2, 6))
 
     with pytest.raises(ValueError, match=r"\(3, 6\).*\(2, 6\).*in place"):
-        layer.initialize(reshape)
+        initialize(layer, reshape)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -337,7 +338,7 @@ def test_textbook_under_autocast():
 def test_textbook_for_other_bases():
     x = torch.randn(4, 6)
     layer = LoRALinear(Doubling(6, 5), 2, 1, 1.0)
-    layer.initialize("default")
+    initialize(layer, "default")
     nn.init.normal_(layer.B)
     assert form(layer, x) == "textbook"
     assert torch.equal(layer(x), expected(layer, x))
@@ -359,7 +360,7 @@ def test_textbook_for_parametrized_bases():
     assert torch.allclose(layer.base(x) - layer.bias, -before)
     assert torch.equal(layer(x), expected(layer, x))
     spectral = LoRALinear(parametrizations.spectral_norm(nn.Linear(6, 5)).eval(), 2, 1, 1.0)
-    spectral.initialize("default")
+    initialize(spectral, "default")
     assert form(spectral, x) == "textbook"
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minilora"
-# Each module may import those before it. The first ten are what `import minilora` loads.
+# Each module may import those before it. The first twelve are what `import minilora` loads.
 ORDER = [
-    *("config", "layers", "targets", "state", "encoders", "merging", "adapt", "folder", "files"),
-    "accounting",
-    *("variants.freezing", "variants.dora", "variants.initializers", "variants.loraplus"),
+    *("config", "layers", "initializers", "dora", "targets", "state", "encoders", "merging"),
+    *("adapt", "folder", "files", "accounting"),
+    *("variants.freezing", "variants.loraplus"),
     *("variants.lora_fa", "variants.linear_targets", "variants.vera", "variants.adalora"),
     *("variants.bitfit", "variants.head", "variants.adapters", "quantize", "serving"),
 ]
@@ -74,7 +74,7 @@ def test_counting_code_lines(tmp_path):
 def test_the_core_can_be_read_in_a_sitting():
     core = ["config", "layers", "adapt", "files"]
     assert sum(code_lines(path_of(name)) for name in core) < 900
-    assert sum(code_lines(path_of(name)) for name in ORDER[:10]) < 1600
+    assert sum(code_lines(path_of(name)) for name in ORDER[:12]) < 1750
     assert max(code_lines(path_of(name)) for name in ORDER) < 330
 
 
@@ -88,5 +88,5 @@ def test_every_module_of_the_core_and_of_the_variants_is_in_the_order():
     variants = {f"variants.{path.stem}" for path in (PACKAGE / "variants").glob("[a-z]*.py")}
     assert variants <= set(ORDER)
     loaded = imported_at_once("__init__")
-    assert loaded <= set(ORDER[:10])
-    assert set().union(*map(imported_at_once, loaded)) <= set(ORDER[:10])
+    assert loaded <= set(ORDER[:12])
+    assert set().union(*map(imported_at_once, loaded)) <= set(ORDER[:12])

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from minilora.adapt import attach, make_copy
 from minilora.config import LoRAConfig
+from minilora.initializers import initialize
 from minilora.layers import LoRALayer, Shape, is_hf_conv1d
 from minilora.state import Model, adaptation, lora_layers
 from minilora.variants.linear_targets import linear_shapes, plan_linear
@@ -59,7 +60,7 @@ class AdaLoRALayer(LoRALayer):
         """Q is (r, in), P is (out, r)."""
         return linear_shapes(base, r)
 
-    def _default_init(self, gaussian: bool) -> None:
+    def reset(self, gaussian: bool) -> None:
         nn.init.normal_(self.A, std=0.02)
         nn.init.normal_(self.B, std=0.02)
         nn.init.zeros_(self.Lambda)
@@ -100,13 +101,14 @@ def add_adalora(model: Model, config: LoRAConfig) -> Model:
         ValueError: What ``add_lora`` refuses, a target that is not linear, or a setting that
             AdaLoRA does not use. The model is unchanged.
     """
-    config, (modules, targets, copied) = plan_linear(model, config, "AdaLoRA", ("init", "use_dora"))
+    config, found = plan_linear(model, config, "AdaLoRA", ("init", "use_dora"))
     layers: dict[str, LoRALayer] = {}
-    for path in targets:
+    for path in found.targets:
         r, alpha, scale = config.rank_for(path), config.alpha_for(path), config.scale_for(path)
-        layers[path] = AdaLoRALayer(modules[path], r, alpha, scale, config.dropout)
-        layers[path].initialize("default")
-    attach(model, config, layers, {path: make_copy(modules[path]) for path in copied})
+        layers[path] = AdaLoRALayer(found.modules[path], r, alpha, scale, config.dropout)
+        initialize(layers[path], "default")
+    copies = {path: make_copy(found.modules[path]) for path in found.copies}
+    attach(model, config, found, layers, copies)
     return model
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig, Targets
-from minilora.layers import LoRAConv
+from minilora.layers import LoRAConv, layer_type
 from minilora.state import Model
-from minilora.targets import find_targets, layer_type
+from minilora.targets import find_targets
 from minilora.variants.freezing import check_plain, put_back, train_only, whole_modules
 
 UNDO = "adapters.remove_adapters"

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from minilora.config import LoRAConfig
-from minilora.layers import LoRAHFConv1D, LoRALinear, Shape
+from minilora.layers import LoRAHFConv1D, LoRALinear, Shape, layer_type
 from minilora.state import is_adapted
-from minilora.targets import Plan, exactly, layer_type, plan
+from minilora.targets import Plan, exactly, plan
 
 
 def plan_linear(

@@ -55,7 +55,8 @@ def add_vera(model: Model, config: LoRAConfig, d_initial: float = 0.1, seed: int
             f"d_initial must be finite and not 0, but is {d_initial!r}; b starts at 0, and with "
             "both at 0 neither has a gradient"
         )
-    config, (modules, targets, copied) = plan_linear(model, config, "VeRA", UNUSED)
+    config, found = plan_linear(model, config, "VeRA", UNUSED)
+    modules, targets = found.modules, found.targets
     bases: list[Any] = [modules[path] for path in targets]
     devices = {base.weight.device for base in bases}
     if len(devices) > 1:
@@ -76,9 +77,9 @@ def add_vera(model: Model, config: LoRAConfig, d_initial: float = 0.1, seed: int
         path: VeRALayer(modules[path], config.r, config.dropout, shared, d_initial)
         for path in targets
     }
-    copies = {path: make_copy(modules[path]) for path in copied}
+    copies = {path: make_copy(modules[path]) for path in found.copies}
     # The plain LoRA that is saved has a scale of 1.
-    attach(model, replace(config, alpha=config.r), layers, copies)
+    attach(model, replace(config, alpha=config.r), found, layers, copies)
     return model
 
 

@@ -88,7 +88,7 @@ def warm_up(all_bases: dict[str, Draft], root: Path) -> None:
     for name, draft in all_bases.items():
         draft.write(root / name)
         minilora.load(fresh(draft.model), root / name)
-    importlib.import_module("minilora.variants.initializers")
+    importlib.import_module("minilora.initializers")
 
 
 def _remove(place: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 import minilora
 from minilora import LoRAConfig, add_lora
-from minilora.variants import initializers
+from minilora import initializers
 
 INITS = ["pissa", "olora", "milora"]
 every = pytest.mark.parametrize("init", INITS)

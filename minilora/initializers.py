@@ -1,4 +1,4 @@
-"""Other ways to begin: factors taken from W₀ itself.
+"""How A and B begin: as a layer's type says, as a callable does, or as factors of W₀ itself.
 
 PiSSA, MiLoRA and OLoRA begin with a part of the weight, W₀ = W_res + scale · B A, and train that
 part. The frozen base then holds W_res, so that the model computes at first what it did before;
@@ -8,6 +8,7 @@ the original W₀ is kept aside, at the cost of its memory once more, for ``remo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,23 @@ from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
 from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear
+
+
+def initialize(layer: LoRALayer, init: str | Callable[[LoRALayer], None]) -> None:
+    """Fill A and B as ``LoRAConfig.init`` says. A callable's result is checked for shape."""
+    shapes = layer.A.shape, layer.B.shape
+    with torch.no_grad():
+        layer.reset(gaussian=init == "gaussian")
+        if callable(init):
+            init(layer)
+        elif init not in ("default", "gaussian"):
+            fill(layer, init)
+    if (layer.A.shape, layer.B.shape) != shapes:
+        raise ValueError(
+            f"init changed the shapes of A and B from {tuple(shapes[0])} and "
+            f"{tuple(shapes[1])} to {tuple(layer.A.shape)} and {tuple(layer.B.shape)}; "
+            "fill them in place, for example layer.A.normal_()"
+        )
 
 
 def fill(layer: LoRALayer, init: str) -> None:
@@ -45,9 +63,9 @@ def fill(layer: LoRALayer, init: str) -> None:
     A, B = {"pissa": pissa, "milora": milora, "olora": olora}[init](W, layer.r, layer.scale)
     layer.A.data, layer.B.data = A.to(layer.A.dtype), B.to(layer.B.dtype)
     layer.start = layer.A.detach().clone(), layer.B.detach().clone()
-    # add_lora puts this into the base, and W₀ here.
+    # add_lora exchanges this for W₀.
     residual = (W - layer.scale * B @ A).transpose(0, layer.out_axis)
-    layer._kept = [residual.to(weight.dtype).contiguous()]
+    layer.aside.original = residual.to(weight.dtype).contiguous()
 
 
 def plain_config(config: LoRAConfig) -> LoRAConfig:
