@@ -1,7 +1,7 @@
 """How many parameters an adapter has: predicted from shapes, and counted in the model.
 
-What training it takes in bytes and operations is predicted in `minilora.memory`, and measured with
-`minilora.measuring`; neither is loaded with the package.
+What training it takes in bytes and operations is predicted in `minilora.lab.predicting`, and
+measured with `minilora.lab.measuring`; neither is loaded with the package.
 """
 
 from __future__ import annotations

@@ -53,12 +53,12 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
     for name in (TENSOR_FILE, CONFIG_FILE):
         for left_over in folder.glob(f".{name}.*.tmp"):  # of a save that was killed
             left_over.unlink(missing_ok=True)
-    _write(folder / TENSOR_FILE, safetensors.torch.save(tensors, metadata=metadata))
-    _write(folder / CONFIG_FILE, text.encode())
+    replace_file(folder / TENSOR_FILE, safetensors.torch.save(tensors, metadata=metadata))
+    replace_file(folder / CONFIG_FILE, text.encode())
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file in one step, so that it is never seen half written."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that it is never seen half written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

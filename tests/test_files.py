@@ -412,7 +412,7 @@ def test_save_killed_for_real(tmp_path):
     """A process that saves the two adapters in turn is killed; what is left is one of them."""
     saved(tmp_path / "a", 1, **OLD)
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent / 'help')!r})\n"
         "import minilora; from core_help import toy\n"
         f"old, new = toy(1, **{OLD!r}), toy(2, **{NEW!r})\n"
         "print('ready', flush=True)\n"

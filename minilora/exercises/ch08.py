@@ -262,8 +262,8 @@ def check_budget(function: Function, budget: int = 4000) -> None:
     import torch
 
     from minilora import count_parameters, lora_layers
-    from minilora.pretrained import ADDER
-    from minilora.transformer import TransformerClassifier
+    from minilora.lab.pretrained import ADDER
+    from minilora.lab.transformer import TransformerClassifier
 
     torch.manual_seed(0)
     model = TransformerClassifier(ADDER)

@@ -190,7 +190,7 @@ def check_rearrangement_rank(function: Function) -> None:
 def check_block_ranks(function: Function) -> None:
     """``function(ranks)`` → a LoRAConfig with rank ``ranks[i]`` in block i, and none where 0."""
     from minilora import LoRAConfig, add_lora, lora_layers
-    from minilora.transformer import TransformerClassifier, TransformerConfig
+    from minilora.lab.transformer import TransformerClassifier, TransformerConfig
 
     for ranks in ([4, 1, 1], [2, 0, 3], [0, 5], [1, 3, *[2] * 9, 4], [1, 0, *[2] * 10]):
         model = TransformerClassifier(TransformerConfig(width=8, heads=2, layers=len(ranks)))

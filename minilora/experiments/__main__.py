@@ -57,7 +57,7 @@ def _line(name: str) -> str:
         if recording is None:
             states.append(f"{profile}: not recorded")
         else:
-            stale = ", stale" if is_stale(recording, experiment.SOURCES) else ""
+            stale = ", stale" if is_stale(recording) else ""
             states.append(f"{profile}: {recording.date[:10]} on {recording.device}{stale}")
     return f"{name}: {about} [{'; '.join(states)}]"
 

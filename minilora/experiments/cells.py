@@ -7,26 +7,26 @@ cell is appended to a file, so that a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from minilora import journal
 from minilora.experiments.recording import Row
-from minilora.training import Diverged, evaluate, fit, one_thread
+from minilora.lab import work as work_module
+from minilora.lab.training import Diverged, evaluate, fit, one_thread
+from minilora.lab.work import spread
 
 Cell = TypeVar("Cell")
 
 
-class Journal(journal.Journal):
+class Journal(work_module.Journal):
     """Finished rows, kept in a file beside the recording until that is written.
 
     ``header`` says what the rows belong to: with another header (changed code or settings), the
@@ -59,7 +59,8 @@ def run_cells(
     """
     missing = [cell for cell in cells if repr(cell) not in finished.rows]
     started, shown = time.perf_counter(), 0.0
-    for done, (cell, row) in enumerate(zip(missing, _results(missing, work, jobs), strict=True), 1):
+    found = spread(partial(_on_one_thread, work), missing, jobs)
+    for done, (cell, row) in enumerate(zip(missing, found, strict=True), 1):
         finished.add(repr(cell), row)
         elapsed = time.perf_counter() - started
         if say and (elapsed - shown > 5 or done == len(missing)):
@@ -113,27 +114,6 @@ def trained(
     )
 
 
-def _results(cells: Sequence[Cell], work: Callable[[Cell], Row], jobs: int) -> Iterator[Row]:
-    if jobs == 1 or len(cells) < 2:
-        with one_thread():
-            yield from map(work, cells)
-        return
-    from joblib import Parallel, delayed  # scikit-learn brings it
-
-    # It starts a worker anew once its memory has grown, which is no concern of the reader.
-    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-    parallel = Parallel(n_jobs=min(jobs, len(cells)), return_as="generator")
-    yield from parallel(delayed(_alone)(work, cell) for cell in cells)
-
-
-def _alone(work: Callable[[Cell], Row], cell: Cell) -> Row:
-    """One cell in a process of its own."""
+def _on_one_thread(work: Callable[[Cell], Row], cell: Cell) -> Row:
     with one_thread():
         return work(cell)
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import Summary, summarise, tuning_curve
-from minilora.plotting import COLORS, LINESTYLES, MARKERS, LineStyle, label_line
+from minilora.lab.plotting import COLORS, LINESTYLES, MARKERS, LineStyle, label_line
 
 #: Where an arm's name stands: offset in points, and the side of the text that faces the mark.
 PLACES = {

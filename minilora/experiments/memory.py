@@ -1,9 +1,9 @@
 """Memory and time of a training step: full fine-tuning, LoRA, PEFT's LoRA and QLoRA.
 
 A randomly initialised stack of transformer blocks takes training steps on random tokens. Bytes and
-operations are predicted by `minilora.memory` and measured; seconds are measured alone. On a card
-the arms are run one after the other, so that each has the memory for itself; on the CPU they take
-turns.
+operations are predicted by `minilora.lab.predicting` and measured; seconds are measured alone. On a
+card the arms are run one after the other, so that each has the memory for itself; on the CPU they
+take turns.
 """
 
 from __future__ import annotations
@@ -32,32 +32,16 @@ from minilora.experiments.memory_arms import HAS_PEFT, Arm, Training
 from minilora.experiments.recording import (
     Quantity,
     Recording,
-    commit,
-    device_name,
-    now,
-    versions,
+    source_of,
     write_recording,
 )
-from minilora.measuring import peak_bytes, saved_bytes, take_turns, watch
-from minilora.memory import FLOOR, FULL, LORA, LORA_QV, QLORA, Size, Step, model_bytes
-from minilora.pretrained import source_hash
-from minilora.sweep import Cell, grid, sweep
-from minilora.training import fit, one_thread, set_seed
-from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
-
-#: The files whose code settles the numbers.
-SOURCES = [
-    "adapt.py",
-    "experiments/memory.py",
-    "experiments/memory_arms.py",
-    "layers.py",
-    "measuring.py",
-    "memory.py",
-    "quantize.py",
-    "sweep.py",
-    "training.py",
-    "transformer.py",
-]
+from minilora.lab.decoder import DecoderConfig
+from minilora.lab.measuring import peak_bytes, saved_bytes, take_turns, watch
+from minilora.lab.predicting import FLOOR, FULL, LORA, LORA_QV, QLORA, Step, model_bytes
+from minilora.lab.provenance import commit, device_name, now, versions
+from minilora.lab.sweep import Cell, grid, sweep
+from minilora.lab.training import fit, one_thread, set_seed
+from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -73,14 +57,14 @@ class Profile:
     """
 
     name: str
-    size: Size
+    size: DecoderConfig
     sequences: int
     tokens: int
     dtype: str
     r: int
     rounds: int
     widths: tuple[int, ...]
-    narrow: Size
+    narrow: DecoderConfig
     narrow_sequences: int
     narrow_rounds: int
     cells: tuple[int, ...]
@@ -92,14 +76,14 @@ class Profile:
 PROFILES = {
     "cpu": Profile(
         name="cpu",
-        size=Size(width=384, layers=4, heads=6, vocab=4096, context=128),
+        size=DecoderConfig(width=384, layers=4, heads=6, vocab=4096, context=128),
         sequences=4,
         tokens=128,
         dtype="float32",
         r=8,
         rounds=7,
         widths=(32, 64, 128, 256, 512),
-        narrow=Size(width=32, layers=4, heads=2, vocab=256, context=64),
+        narrow=DecoderConfig(width=32, layers=4, heads=2, vocab=256, context=64),
         narrow_sequences=4,
         narrow_rounds=7,
         cells=(1, 4, 16),
@@ -109,14 +93,14 @@ PROFILES = {
     # 1.04 billion parameters.
     "gpu": Profile(
         name="gpu",
-        size=Size(width=2048, layers=18, heads=16, vocab=32768, context=1024),
+        size=DecoderConfig(width=2048, layers=18, heads=16, vocab=32768, context=1024),
         sequences=4,
         tokens=1024,
         dtype="bfloat16",
         r=16,
         rounds=20,
         widths=(128, 256, 512, 1024, 2048, 4096),
-        narrow=Size(width=128, layers=4, heads=2, vocab=1024, context=1024),
+        narrow=DecoderConfig(width=128, layers=4, heads=2, vocab=1024, context=1024),
         narrow_sequences=4,
         narrow_rounds=30,
         cells=(1, 4, 16, 64),
@@ -127,14 +111,14 @@ PROFILES = {
     # In half precision, so that the code of the gpu profile is run.
     "smoke": Profile(
         name="smoke",
-        size=Size(width=32, layers=2, heads=2, vocab=400, context=16),
+        size=DecoderConfig(width=32, layers=2, heads=2, vocab=400, context=16),
         sequences=2,
         tokens=16,
         dtype="bfloat16",
         r=2,
         rounds=2,
         widths=(16, 32),
-        narrow=Size(width=16, layers=1, heads=2, vocab=50, context=16),
+        narrow=DecoderConfig(width=16, layers=1, heads=2, vocab=50, context=16),
         narrow_sequences=1,
         narrow_rounds=2,
         cells=(1, 2),
@@ -229,7 +213,7 @@ def run(
         profile=size.name,
         settings=asdict(size),
         rows=[],
-        source=source_hash(SOURCES),
+        source=source_of("memory"),
         device=device_name(torch.device(device)),
         versions=versions() | ({"peft": version("peft")} if size.peft and HAS_PEFT else {}),
         date=now(),
@@ -413,7 +397,7 @@ def one_by_one(
     data: tuple[Tensor, Tensor],
     **settings: Any,
 ) -> None:
-    """Train each cell by itself, as one would without `minilora.sweep`."""
+    """Train each cell by itself, as one would without `minilora.lab.sweep`."""
     for cell in cells:
         model = copy.deepcopy(base)
         set_seed(cell.seed)

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 import minilora
 from minilora import LoRAConfig
-from minilora.measuring import optimizer_bytes
-from minilora.memory import Method, Size, Stack, Step
+from minilora.lab.decoder import Decoder, DecoderConfig
+from minilora.lab.measuring import optimizer_bytes
+from minilora.lab.predicting import Method, Step
+from minilora.lab.training import set_seed
+from minilora.lab.transformer import BLOCK_LINEARS
 from minilora.quantize import quantize_linears
-from minilora.training import set_seed
-from minilora.transformer import BLOCK_LINEARS
 
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 
@@ -40,7 +41,7 @@ class Masters:
     1710.03740, section 3.1.
     """
 
-    def __init__(self, model: Stack, lr: float) -> None:
+    def __init__(self, model: Decoder, lr: float) -> None:
         parts = [*model.blocks, model.norm, model.head, model.embedding]
         weights = [[*part.parameters()] for part in parts] + [[model.positions]]
         self.pairs = [[(w, nn.Parameter(w.detach().float())) for w in part] for part in weights]
@@ -69,13 +70,19 @@ class Training:
     """A model of an arm, and what it takes to train it on one batch of random tokens."""
 
     def __init__(
-        self, arm: Arm, size: Size, sequences: int, tokens: int, dtype: torch.dtype, device: str
+        self,
+        arm: Arm,
+        size: DecoderConfig,
+        sequences: int,
+        tokens: int,
+        dtype: torch.dtype,
+        device: str,
     ) -> None:
         set_seed(0)
         self.arm, self.device = arm, device
         self.predicted = Step(size, arm.method, sequences, tokens, dtype, arm.checkpointing, device)
         with torch.device(device):
-            model = Stack(size).to(dtype)
+            model = Decoder(size).to(dtype)
             self.ids = torch.randint(size.vocab, (sequences, tokens))
             self.next_ids = torch.randint(size.vocab, (sequences * tokens,))
         self.model = prepare(model, arm)
@@ -119,7 +126,7 @@ class Training:
         return optimizer_bytes(self.optimizer) if self.optimizer else 0
 
 
-def prepare(model: Stack, arm: Arm) -> Stack:
+def prepare(model: Decoder, arm: Arm) -> Decoder:
     """Quantize, freeze and adapt the model as the arm says, in place; the same object."""
     method = arm.method
     if method.full:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from minilora.experiments.memory import quantities, ratios
 from minilora.experiments.recording import Recording
-from minilora.memory import Step
-from minilora.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line
+from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line
+from minilora.lab.predicting import Step
 
 #: Colour and hatching of what a step holds. Logits are drawn with the activations.
 PILES = {

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilora import LoRAConfig, data
+from minilora import LoRAConfig
 from minilora.experiments import rank
 from minilora.experiments.recording import Recording, Row
 from minilora.experiments.sweeps import (
@@ -39,12 +39,10 @@ from minilora.experiments.sweeps import (
     untrained,
     whole_models,
 )
-from minilora.sweep import Cell, Data
-from minilora.training import fit, one_thread, set_seed
-from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
-
-#: The files whose code settles the numbers.
-SOURCES = [*rank.SOURCES, "experiments/placement.py", "experiments/sweeps.py"]
+from minilora.lab import data
+from minilora.lab.sweep import Cell, Data
+from minilora.lab.training import fit, one_thread, set_seed
+from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 #: What can be run by itself: a section of the chapter each.
 PARTS = ("places", "rank", "blocks", "answers", "own", "turned", "exchanged")
@@ -347,7 +345,7 @@ def run(
         ValueError: A part that there is not, or ``out`` with some of the parts only.
     """
     size = PROFILES[profile] if isinstance(profile, str) else profile
-    return run_parts("placement", size, parts, PARTS, SOURCES, _part, jobs, device, out, progress)
+    return run_parts("placement", size, parts, PARTS, _part, jobs, device, out, progress)
 
 
 def _part(size: Profile, part: str, place: Place) -> list[Row]:

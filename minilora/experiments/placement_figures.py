@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording, Row
 from minilora.experiments.summaries import paired, summarise
-from minilora.plotting import COLORS, INK, LINESTYLES, MARKERS, LineStyle, label_line
+from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, LineStyle, label_line
 
 NAMES = {"accuracy": "test accuracy (%)", "log_loss": "test log loss (nats)"}
 DIFFERENCES = {"accuracy": "points of accuracy", "log_loss": "nats of log loss"}

@@ -19,40 +19,23 @@ import numpy as np
 import torch
 
 from minilora import LoRAConfig, add_lora, lora_layers
-from minilora import data as data_module
-from minilora.experiments.cells import Journal, cores, run_cells, trained
+from minilora.experiments.cells import Journal, run_cells, trained
 from minilora.experiments.recording import (
     Recording,
     Row,
-    commit,
-    device_name,
     keep_run,
-    now,
-    peak_memory,
-    versions,
+    source_of,
     write_recording,
 )
-from minilora.pretrained import ADDER, pretrained_adder, source_hash
-from minilora.sweep import Result, grid, sweep
-from minilora.training import Evaluation, evaluate, set_seed
-from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
+from minilora.lab import data as data_module
+from minilora.lab.pretrained import ADDER, pretrained_adder
+from minilora.lab.provenance import commit, device_name, now, peak_memory, versions
+from minilora.lab.sweep import Result, grid, sweep
+from minilora.lab.training import Evaluation, evaluate, set_seed
+from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
+from minilora.lab.work import cores
 
 Kind = Literal["lora", "random", "full", "head", "biases", "scratch"]
-
-#: The files whose code settles the numbers.
-SOURCES = [
-    "adapt.py",
-    "config.py",
-    "data.py",
-    "experiments/cells.py",
-    "experiments/rank.py",
-    "layers.py",
-    "pretrained.py",
-    "sweep.py",
-    "targets.py",
-    "training.py",
-    "transformer.py",
-]
 
 #: The ladder of learning rates: neighbours a factor of about 2.2 apart. An arm starts with five of
 #: them and goes on where the best is the first or the last.
@@ -242,7 +225,7 @@ def run(
     if jobs is None:
         jobs = min(cores(), 6) if place.type == "cuda" else cores()
     started = time.perf_counter()
-    source = source_hash(SOURCES)
+    source = source_of("rank")
     path = None if out is None else Path(out) / f"rank.{size.name}.jsonl"
     journal = Journal(path, {"source": source, "settings": repr(size), "device": str(place)})
 

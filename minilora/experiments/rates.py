@@ -28,12 +28,9 @@ from minilora.experiments.sweeps import (
     run_parts,
     whole_models,
 )
+from minilora.lab.sweep import Cell, Data
+from minilora.lab.transformer import BLOCK_LINEARS
 from minilora.layers import LoRALayer
-from minilora.sweep import Cell, Data
-from minilora.transformer import BLOCK_LINEARS
-
-#: The files whose code settles the numbers.
-SOURCES = [*rank.SOURCES, "experiments/rates.py", "experiments/sweeps.py"]
 
 #: What can be run by itself: a section of the chapter each.
 PARTS = ("adam", "scaling", "plus", "starts", "inverted", "batch")
@@ -234,7 +231,7 @@ def run(
         ValueError: A part that there is not, or ``out`` with some of the parts only.
     """
     size = PROFILES[profile] if isinstance(profile, str) else profile
-    return run_parts("rates", size, parts, PARTS, SOURCES, _part, jobs, device, out, progress)
+    return run_parts("rates", size, parts, PARTS, _part, jobs, device, out, progress)
 
 
 def _part(size: Profile, part: str, place: Place) -> list[Row]:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
-import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from minilora.pretrained import source_hash
+from minilora.folder import replace_file
+from minilora.lab.provenance import source_hash, sources
 
 RECORDED = Path(__file__).parent / "recorded"
 SCHEMA = 1  # raise it when a field changes its meaning
@@ -105,10 +100,7 @@ def write_recording(recording: Recording, folder: Path | str) -> Path:
     path = Path(folder) / f"{recording.name}.{recording.profile}.json"
     text = json.dumps(_rounded(asdict(recording)), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(aside, path)
+    replace_file(path, text.encode())
     return path
 
 
@@ -150,9 +142,14 @@ def not_recorded(name: str, profile: str = "gpu") -> str:
     )
 
 
-def is_stale(recording: Recording, sources: Iterable[str]) -> bool:
-    """Whether the code (``SOURCES`` of the experiment) has changed since the recording was made."""
-    return recording.source != source_hash(list(sources))
+def source_of(experiment: str) -> str:
+    """A hash of all code that an experiment rests on, by its name."""
+    return source_hash(sources(f"minilora.experiments.{experiment}"))
+
+
+def is_stale(recording: Recording) -> bool:
+    """Whether the code that the experiment rests on has changed since the recording was made."""
+    return recording.source != source_of(recording.name)
 
 
 def check_recording(content: Any) -> None:
@@ -259,65 +256,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(part) for part in value]
     return value
-
-
-def versions() -> dict[str, str]:
-    """The versions that settle the numbers."""
-    import matplotlib
-    import numpy
-    import sklearn
-
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    found |= {"numpy": numpy.__version__, "scikit-learn": sklearn.__version__}
-    found |= {"matplotlib": matplotlib.__version__}
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    """The card's own name, or the processor's, with the number of its cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} {device.type.upper()} cores ({platform.machine() or 'unknown'})"
-
-
-def commit() -> str | None:
-    """The commit of the code's own repository, or None: not a repository, or changed since."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # A package installed into somebody else's repository has no commit of its own.
-    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-    # Recordings and unfinished work are results of the code, and no change of it.
-    own = here.parent.as_posix(), f":(exclude){RECORDED.as_posix()}"
-    if not tracked or git("status", "--porcelain", "--", *own):
-        return None
-    return git("rev-parse", "HEAD")
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has used so far: of the card's memory, else of its own.
-
-    Off the card, the largest of the processes that it started counts as well.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return unit * max(resource.getrusage(one).ru_maxrss for one in who)

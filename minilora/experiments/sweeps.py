@@ -20,22 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilora.experiments.cells import Journal, cores, run_cells, trained
+from minilora.experiments.cells import Journal, run_cells, trained
 from minilora.experiments.recording import (
     Recording,
     Row,
-    commit,
-    device_name,
     keep_run,
-    now,
-    peak_memory,
-    versions,
+    source_of,
     write_recording,
 )
-from minilora.pretrained import source_hash
-from minilora.sweep import Cell, Data, sweep
-from minilora.training import Evaluation, evaluate, set_seed
-from minilora.transformer import TransformerClassifier
+from minilora.lab.provenance import commit, device_name, now, peak_memory, versions
+from minilora.lab.sweep import Cell, Data, sweep
+from minilora.lab.training import Evaluation, evaluate, set_seed
+from minilora.lab.transformer import TransformerClassifier
+from minilora.lab.work import cores
 
 Change = Callable[[Tensor], Tensor]
 
@@ -353,7 +350,6 @@ def run_parts(
     size: Size,
     parts: Sequence[str],
     all_parts: Sequence[str],
-    sources: list[str],
     run_part: Callable[[Size, str, Place], list[Row]],
     jobs: int | None,
     device: torch.device | str | None,
@@ -374,7 +370,7 @@ def run_parts(
     if out is not None and set(parts) != set(all_parts):
         raise ValueError("a recording holds all parts: leave either parts or out away")
     found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = source_hash(sources)
+    source = source_of(name)
     folder = None if out is None else Path(out) / f"{name}.{size.name}.{source[:12]}.parts"
     place = Place(found, jobs or min(cores(), 6), folder, source, progress)
     started = time.perf_counter()

@@ -11,8 +11,8 @@ from bench_measure import alternate, ratios, show, spread
 
 from minilora import LoRAConfig
 from minilora.experiments.memory import one_by_one
-from minilora.sweep import grid, sweep
-from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
+from minilora.lab.sweep import grid, sweep
+from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 #: The transformer of chapter 8, on pictures made of noise: the time does not depend on them.
 MODEL = TransformerConfig(image_size=(8, 16), patch_size=4, classes=19)

@@ -157,7 +157,7 @@ def test_no_markdown_picture_is_silent(path):
 
 @written
 def test_glue_works_without_jupyter_book(path):
-    """Colab has no myst_nb: glue comes from minilora.plotting."""
+    """Colab has no myst_nb: glue comes from minilora.lab.plotting."""
     for cell in code_cells(load(path)):
         assert not re.search(r"(from|import) +myst_nb", text(cell))
 

@@ -9,8 +9,7 @@ from core_help import Tied, Toy, bits, close, ids, refuses, shake, unchanged
 from torch import nn
 
 import minilora
-from minilora import LoRAConfig, add_lora
-from minilora import initializers
+from minilora import LoRAConfig, add_lora, initializers
 
 INITS = ["pissa", "olora", "milora"]
 every = pytest.mark.parametrize("init", INITS)

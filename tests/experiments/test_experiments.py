@@ -12,7 +12,7 @@ from minilora import experiments
 from minilora.experiments import rank, recording, summaries
 from minilora.experiments.__main__ import main
 from minilora.experiments.cells import Journal, run_cells
-from minilora.transformer import TransformerClassifier
+from minilora.lab.transformer import TransformerClassifier
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -266,8 +266,8 @@ def test_a_recording_survives_the_disk(tmp_path, smoke):
         assert a.arm == b.arm and a.parameters == b.parameters
         assert a.accuracy == pytest.approx(b.accuracy, rel=1e-5)
     assert back.where == smoke.where
-    assert not experiments.is_stale(back, rank.SOURCES)
-    assert experiments.is_stale(replace(back, source="0" * 64), rank.SOURCES)
+    assert not experiments.is_stale(back)
+    assert experiments.is_stale(replace(back, source="0" * 64))
 
 
 def test_every_committed_recording_is_sound():

@@ -11,7 +11,7 @@ from exercise_help import exercise_tests
 
 from minilora import LoRAConfig
 from minilora.exercises import ch10
-from minilora.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
+from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 Function = Callable[..., Any]
 

@@ -8,20 +8,20 @@ size, and a new base is made. ``MINILORA_CACHE`` names another folder than ``~/.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
-from minilora import data, training
-from minilora.transformer import TransformerClassifier, TransformerConfig
+from minilora.folder import replace_file
+from minilora.lab import data, training
+from minilora.lab.provenance import source_hash, sources
+from minilora.lab.transformer import TransformerClassifier, TransformerConfig
 
 #: The picture sizes and sizes of the two bases.
 READER = TransformerConfig(image_size=(8, 8), patch_size=2, classes=10)
@@ -89,26 +89,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MINILORA_CACHE") or Path.home() / ".cache" / "minilora")
 
 
-def source_hash(files: list[str]) -> str:
-    """A hash of what files of this package do (paths inside it): 64 hex digits.
-
-    Docstrings, comments and blank lines do not count, so that better words do not make a result
-    stale.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-        words: set[int] = set()  # the lines that docstrings fill
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                if isinstance(node.value.value, str):
-                    words.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        for number, line in enumerate(text.splitlines(), start=1):
-            if number not in words and line.strip() and not line.lstrip().startswith("#"):
-                digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
-
-
 def _pretrain(
     model: TransformerClassifier,
     examples: data.Split,
@@ -142,7 +122,7 @@ def _cached(
     """The base from its file; made, and filed, where there is none or it cannot be read."""
     import matplotlib
 
-    code = source_hash(["data.py", "pretrained.py", "training.py", "transformer.py"])
+    code = source_hash(sources("minilora.lab.pretrained"))
     # matplotlib's version stands for its fonts.
     parts = [code, torch.__version__, matplotlib.__version__, repr(config), settings]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -159,13 +139,5 @@ def _cached(
     with training.one_thread():
         model = make().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and then renamed, so that no reader ever sees half a file.
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(model.state_dict(), aside)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    replace_file(path, save(model.state_dict()))
     return model.eval()

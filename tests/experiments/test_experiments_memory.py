@@ -10,7 +10,8 @@ import torch
 from minilora import experiments
 from minilora.experiments import memory, memory_figures, recording
 from minilora.experiments.memory_arms import Masters
-from minilora.memory import FULL, LORA_QV, Size, Stack, Step
+from minilora.lab.decoder import Decoder, DecoderConfig
+from minilora.lab.predicting import FULL, LORA_QV, Step
 
 BYTES = ("weights", "gradients", "optimizer", "activations", "peak")
 
@@ -98,8 +99,8 @@ def test_peft_keeps_what_the_textbook_form_keeps():
 
 def test_masters_move_a_weight_that_is_too_coarse():
     torch.manual_seed(0)
-    model = Stack(Size(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
-    alone = Stack(Size(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
+    model = Decoder(DecoderConfig(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
+    alone = Decoder(DecoderConfig(width=8, layers=1, heads=1, vocab=11, context=4)).bfloat16()
     for one in (model, alone):
         torch.nn.init.ones_(one.norm.weight)
     masters = Masters(model, lr=1e-4)
@@ -134,7 +135,7 @@ def texts(ax):
 
 
 def test_the_block_is_drawn_as_it_is_predicted(ax):
-    step = Step(Size(), FULL, 1, 8)
+    step = Step(DecoderConfig(), FULL, 1, 8)
     steps = {"full": step, "Q, V": replace(step, method=LORA_QV)}
     memory_figures.draw_block(ax, steps)
     assert [text for text in texts(ax) if " of " in text] == ["16 of 16", "11 of 16"]
@@ -280,7 +281,7 @@ def test_quantities_survive_the_disk(tmp_path, smoke):
         )
         assert a.measured == pytest.approx(b.measured, rel=1e-5)
         assert a.predicted == b.predicted
-    assert not experiments.is_stale(back, memory.SOURCES)
+    assert not experiments.is_stale(back)
 
 
 def test_a_recording_from_before_there_were_quantities_is_read(smoke):

@@ -19,8 +19,7 @@ import copy
 import hashlib
 import math
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise, product
@@ -34,18 +33,18 @@ from torch.nn import functional as F
 
 from minilora.adapt import add_lora, remove_lora
 from minilora.config import LoRAConfig
-from minilora.journal import Journal
-from minilora.state import lora_layers
-from minilora.targets import plan
-from minilora.training import (
+from minilora.lab.training import (
     Evaluation,
     batches,
+    flush_denormals,
     learning_rate,
-    one_thread,
     progress_bar,
     score,
     set_seed,
 )
+from minilora.lab.work import Journal, spread
+from minilora.state import lora_layers
+from minilora.targets import plan
 
 Data = tuple[Tensor, Tensor]
 
@@ -84,7 +83,7 @@ class Cell:
             if asked:
                 raise ValueError(
                     f"a sweep trains A and B over one frozen base, and cannot take {name}: "
-                    "train such a configuration by itself, with minilora.training.fit"
+                    "train such a configuration by itself, with minilora.lab.training.fit"
                 )
 
 
@@ -157,7 +156,7 @@ def sweep(
     """Train an adapter for every cell over ``base``, a classifier, which stays as it is.
 
     ``train`` is one pair (x, y), examples (N, …) and labels (N,), or a function that gives the pair
-    for a seed. Steps, batches, schedule and AdamW are those of `minilora.training.fit`;
+    for a seed. Steps, batches, schedule and AdamW are those of `minilora.lab.training.fit`;
     ``optimizer="sgd"`` takes plain gradient steps instead. ``evaluate`` names pairs on which every
     trained cell is scored, and with ``every`` after so many steps each time as well.
 
@@ -198,11 +197,9 @@ def sweep(
     todo.sort(key=lambda i: (sorted(ranks[i]), sorted(ranks[i].values())))
     size = at_once or (64 if place.type == "cuda" else 8)
     passes = [todo[a:b] for a, b in _portions(len(todo), size, abs(jobs))]
-    calls = [
-        partial(_train, base, [cells[i] for i in rows], pairs, scored, settings, keep)
-        for rows in passes
-    ]
-    for rows, results in zip(passes, progress_bar(_run(calls, jobs), len(passes), progress)):
+    together = partial(_train, base, pairs, scored, settings, keep)
+    found = spread(together, [[cells[i] for i in rows] for rows in passes], jobs)
+    for rows, results in zip(passes, progress_bar(found, len(passes), progress)):
         for i, result in zip(rows, results, strict=True):
             kept[i] = result
             journal.add(keys[i], _entry(result))
@@ -259,13 +256,14 @@ class _Settings:
     every: int | None
 
 
+@flush_denormals()
 def _train(
     base: nn.Module,
-    cells: list[Cell],
     pairs: dict[int, Data],
     scored: dict[str, Data],
     settings: _Settings,
     keep: bool,
+    cells: list[Cell],
 ) -> list[Result]:
     """One pass: all of ``cells`` at once."""
     stack = _Stack(base, cells)
@@ -467,25 +465,6 @@ def _examples(
     orders = {seed: torch.stack(list(batches(n, size, steps, seed))) for seed in seeds}
     rows = torch.stack([orders[cell.seed] for cell in cells], dim=1)
     return x, y, which.unsqueeze(1), rows.to(x.device)
-
-
-def _run(calls: Sequence[Callable[[], list[Result]]], jobs: int) -> Iterator[list[Result]]:
-    """The results of the passes, in their order, as they come."""
-    if jobs == 1 or len(calls) < 2:
-        yield from (call() for call in calls)
-        return
-    from joblib import Parallel, delayed  # scikit-learn brings it
-
-    # It starts a worker anew once its memory has grown, which is no concern of the reader.
-    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-    parallel = Parallel(n_jobs=jobs, return_as="generator")
-    yield from parallel(delayed(_alone)(call) for call in calls)
-
-
-def _alone(call: Callable[[], list[Result]]) -> list[Result]:
-    """One pass in a process of its own."""
-    with one_thread():
-        return call()
 
 
 # What a file of results holds.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from minilora import training
-from minilora.transformer import TransformerClassifier, TransformerConfig
+from minilora.lab import training
+from minilora.lab.transformer import TransformerClassifier, TransformerConfig
 
 SMALL = TransformerConfig(image_size=(4, 4), width=16, heads=2, layers=1, classes=4)
 

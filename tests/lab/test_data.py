@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from minilora import data
+from minilora.lab import data
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from minilora import plotting  # noqa: E402
+from minilora.lab import plotting, slider  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +71,14 @@ def decoded(data: bytes) -> np.ndarray:
 
 def test_png_keeps_the_pixels() -> None:
     grey = np.array([[0.0, 0.5, 1.0], [-1.0, 2.0, 0.2]])
-    np.testing.assert_array_equal(decoded(plotting.png(grey)), [[0, 128, 255], [0, 255, 51]])
+    np.testing.assert_array_equal(decoded(slider.png(grey)), [[0, 128, 255], [0, 255, 51]])
     colour = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    np.testing.assert_array_equal(decoded(plotting.png(colour)), colour)
-    assert decoded(plotting.png(np.zeros((40, 60)), width=30)).shape == (20, 30)
-    assert decoded(plotting.png(np.zeros((4, 6)), width=30)).shape == (4, 6)
+    np.testing.assert_array_equal(decoded(slider.png(colour)), colour)
+    assert decoded(slider.png(np.zeros((40, 60)), width=30)).shape == (20, 30)
+    assert decoded(slider.png(np.zeros((4, 6)), width=30)).shape == (4, 6)
     for bad in (np.zeros(3), np.zeros((2, 2, 4)), np.zeros((0, 3)), np.full((2, 2), np.nan)):
         with pytest.raises(ValueError, match="picture"):
-            plotting.png(bad)
+            slider.png(bad)
 
 
 class Reader(HTMLParser):
@@ -94,9 +94,9 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def example(**options: Any) -> plotting.Slider:
+def example(**options: Any) -> slider.Slider:
     images = [np.full((4, 6), level) for level in (0.0, 0.5, 1.0)]
-    return plotting.slider(images, ["dark", "<grey>", "light"], "A plain picture.", **options)
+    return slider.slider(images, ["dark", "<grey>", "light"], "A plain picture.", **options)
 
 
 def test_slider_is_self_contained_and_has_words_for_every_picture() -> None:
@@ -135,7 +135,7 @@ def test_slider_is_the_same_every_time() -> None:
 def test_slider_takes_figures_and_falls_back_to_a_contact_sheet() -> None:
     figure, ax = plt.subplots()
     ax.plot([0, 1])
-    one = plotting.slider([figure], ["a line"], "A rising line.")
+    one = slider.slider([figure], ["a line"], "A rising line.")
     assert not plt.fignum_exists(figure.number)
     assert len(decoded(one._repr_png_()).shape) == 3
     assert len(decoded(example()._repr_png_()).shape) == 3
@@ -144,13 +144,13 @@ def test_slider_takes_figures_and_falls_back_to_a_contact_sheet() -> None:
 def test_slider_refuses_what_it_cannot_show() -> None:
     picture = np.zeros((2, 2))
     with pytest.raises(ValueError, match="at least one"):
-        plotting.slider([], [], "x")
+        slider.slider([], [], "x")
     with pytest.raises(ValueError, match="1 pictures and 2 labels"):
-        plotting.slider([picture], ["a", "b"], "x")
+        slider.slider([picture], ["a", "b"], "x")
     with pytest.raises(ValueError, match="cannot see"):
-        plotting.slider([picture], ["a"], " ")
+        slider.slider([picture], ["a"], " ")
     with pytest.raises(ValueError, match="start"):
-        plotting.slider([picture], ["a"], "x", start=1)
+        slider.slider([picture], ["a"], "x", start=1)
 
 
 def test_glue_keeps_values_only_where_the_book_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import minilora
-from minilora import LoRAConfig, data
-from minilora import sweep as sweep_module
-from minilora.sweep import Cell, grid, sweep
-from minilora.training import batches, evaluate, fit, set_seed
-from minilora.transformer import TransformerClassifier, TransformerConfig
+from minilora import LoRAConfig
+from minilora.lab import data
+from minilora.lab import sweep as sweep_module
+from minilora.lab.sweep import Cell, grid, sweep
+from minilora.lab.training import batches, evaluate, fit, set_seed
+from minilora.lab.transformer import TransformerClassifier, TransformerConfig
 
 SIZE = TransformerConfig(image_size=(8, 8), width=16, layers=2, heads=2)
 EVERY = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]

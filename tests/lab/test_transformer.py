@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minilora.transformer import (
+from minilora.lab.transformer import (
     BLOCK_LINEARS,
     Attention,
     TransformerClassifier,

@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import minilora
-from minilora import LoRAConfig, add_lora, measuring
-from minilora.measuring import (
+from minilora import LoRAConfig, add_lora
+from minilora.lab import measuring
+from minilora.lab.decoder import Decoder, DecoderConfig
+from minilora.lab.measuring import (
     count_flops,
     optimizer_bytes,
     peak_bytes,
@@ -20,7 +22,7 @@ from minilora.measuring import (
     take_turns,
     watch,
 )
-from minilora.memory import (
+from minilora.lab.predicting import (
     FLOOR,
     FULL,
     LORA,
@@ -28,14 +30,12 @@ from minilora.memory import (
     QLORA,
     Bytes,
     Method,
-    Size,
-    Stack,
     Step,
     model_bytes,
     training_flops,
 )
+from minilora.lab.transformer import BLOCK_LINEARS
 from minilora.quantize import quantize_linears
-from minilora.transformer import BLOCK_LINEARS
 
 METHODS = {"full": FULL, "LoRA": LORA, "LoRA on Q, V": LORA_QV, "QLoRA": QLORA}
 # What the rules say of less usual choices.
@@ -49,13 +49,13 @@ OTHERS = {
     "o, up": Method(("o_proj", "up_proj")),
     "up, down, A frozen": Method(("up_proj", "down_proj"), trains_a=False),
 }
-SIZE = Size(width=32, layers=3, heads=2, vocab=97, context=20)
-LARGE_VOCABULARY = Size(width=64, layers=3, heads=4, vocab=2000, context=64)
+SIZE = DecoderConfig(width=32, layers=3, heads=2, vocab=97, context=20)
+LARGE_VOCABULARY = DecoderConfig(width=64, layers=3, heads=4, vocab=2000, context=64)
 
 
 def build(size, method, dtype=torch.float32):
     torch.manual_seed(0)
-    model = Stack(size).to(dtype)
+    model = Decoder(size).to(dtype)
     if method.full:
         return model
     if method.quantized:
@@ -73,8 +73,8 @@ class Work:
     """A model, and its loss on random tokens."""
 
     def __init__(self, step):
-        self.step, self.model = step, build(step.size, step.method, step.dtype)
-        vocab, n = step.size.vocab, step.n
+        self.step, self.model = step, build(step.model, step.method, step.dtype)
+        vocab, n = step.model.vocab, step.n
         self.ids = torch.randint(vocab, (step.batch, step.tokens))
         self.next_ids = torch.randint(vocab, (n,))
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -123,7 +123,7 @@ def test_what_autograd_keeps_is_predicted_to_the_byte(name, dtype, checkpointing
 def test_a_block_keeps_so_many_tensors_of_its_width(method, widths):
     """The counts that the chapter explains; what else there is is small."""
     method = replace(LORA, trains_a=False) if method == "fa" else method
-    step = Step(Size(width=4096, heads=32), method, 4, 1024, torch.bfloat16)
+    step = Step(DecoderConfig(width=4096, heads=32), method, 4, 1024, torch.bfloat16)
     assert step.wide == 2 * 4096 * 4096
     kept = step.block()
     small = ("A x", "copies of A, B", "attention sums")
@@ -134,7 +134,7 @@ def test_a_block_keeps_so_many_tensors_of_its_width(method, widths):
 
 def test_the_textbook_form_keeps_a_float32_copy_of_every_input():
     n, h, r = 2 * 128, 64, 8
-    step = Step(Size(width=h), LORA, 2, 128, torch.bfloat16)
+    step = Step(DecoderConfig(width=h), LORA, 2, 128, torch.bfloat16)
     apart = replace(step, method=replace(LORA, textbook=True)).block()
     assert apart["float32 inputs"] == 4 * n * (5 * h + 4 * h)
     assert apart["A x"] == 2 * step.block()["A x"] == 4 * 6 * n * r
@@ -197,7 +197,7 @@ def test_any_model_is_weighed_from_its_parameters():
 
 def test_parameters_are_counted_by_formula():
     for size in (SIZE, LARGE_VOCABULARY):
-        model = Stack(size)
+        model = Decoder(size)
         assert size.parameters == sum(p.numel() for p in model.parameters())
         products = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
         assert size.matrices == sum(weight.numel() for weight in products)
@@ -234,7 +234,7 @@ def test_the_peak_of_a_step_is_predicted_within_two_per_cent(name, dtype, checkp
     block = 0.05 if method.quantized else 0.02
     for size, batch, tokens, within in (
         (LARGE_VOCABULARY, 2, 64, 0.002),
-        (Size(width=64, layers=6, heads=4, vocab=100, context=64), 4, 64, block),
+        (DecoderConfig(width=64, layers=6, heads=4, vocab=100, context=64), 4, 64, block),
         (replace(LARGE_VOCABULARY, vocab=50), 1, 8, block),
     ):
         step = Step(size, method, batch, tokens, dtype, checkpointing)
@@ -295,8 +295,8 @@ def test_the_form_that_is_counted_is_the_one_that_runs():
 
 def test_the_rules_of_thumb():
     """Forward 2Pn, full 6Pn, LoRA (4P + 6p)n; the first block's q, k, v pass nothing on."""
-    size = Size(width=64, layers=8, heads=1, vocab=64, context=16)
-    model, n = Stack(size), 2 * 16
+    size = DecoderConfig(width=64, layers=8, heads=1, vocab=64, context=16)
+    model, n = Decoder(size), 2 * 16
     ids = torch.randint(size.vocab, (2, 16))
     attention = 4 * n * 16 * size.width * size.layers
     with torch.no_grad():

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import minilora
-from minilora import data
-from minilora import sweep as sweep_module
 from minilora.experiments import placement, placement_figures, rank, recording, sweeps
 from minilora.experiments.recording import Recording, Row
 from minilora.experiments.summaries import paired
 from minilora.experiments.sweeps import best_rate
-from minilora.training import evaluate
-from minilora.transformer import TransformerClassifier
+from minilora.lab import data
+from minilora.lab import sweep as sweep_module
+from minilora.lab.training import evaluate
+from minilora.lab.transformer import TransformerClassifier
 
 SIZE = placement.PROFILES["smoke"]
 #: How many numbers each part of the model itself has: 8 wide, one block, 8 patches of 16 dots.
@@ -52,7 +52,7 @@ def count_work(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
 
         return noted
 
-    def cells(base: Any, chosen: Any, pairs: Any, scored: Any, *rest: Any) -> list[str]:
+    def cells(base: Any, pairs: Any, scored: Any, settings: Any, keep: Any, chosen: Any) -> Any:
         pictures = scored["test"][0][:, :, 0].sum().item()  # one shift or another
         return [f"{cell} {pictures}" for cell in chosen]
 

@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 import minilora
-from minilora import LoRAConfig, data, experiments
-from minilora import sweep as sweep_module
+from minilora import LoRAConfig, experiments
 from minilora.experiments import rank, rates, recording, sweeps
 from minilora.experiments.recording import Row
 from minilora.experiments.sweeps import Named, Place, Recipe, Whole, best_rate
-from minilora.sweep import Cell
-from minilora.training import batches, evaluate, fit, learning_rate, set_seed
-from minilora.transformer import TransformerClassifier
+from minilora.lab import data
+from minilora.lab import sweep as sweep_module
+from minilora.lab.sweep import Cell
+from minilora.lab.training import batches, evaluate, fit, learning_rate, set_seed
+from minilora.lab.transformer import TransformerClassifier
 
 Scores = dict[str, float]
 
@@ -74,9 +75,9 @@ def watch(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
 
         return noted
 
-    def cells_and_settings(base: Any, cells: Any, pairs: Any, scored: Any, *rest: Any) -> Any:
+    def cells_and_settings(base: Any, pairs: Any, scored: Any, *rest: Any) -> Any:
         x, _ = scored["test"]  # inverted or not
-        return cells, x.sum().item(), rest
+        return x.sum().item(), rest
 
     train = noting(sweep_module._train, cells_and_settings)
     patch.setattr(sweep_module, "_train", train)
@@ -573,7 +574,7 @@ def test_changed_code_does_not_go_on_from_what_other_code_has_left(everything, t
     for source in ("0" * 64, "1" * 64):
         with pytest.MonkeyPatch.context() as patch:
             begun = watch(patch, stop=5)
-            patch.setattr(sweeps, "source_hash", lambda files, source=source: source)
+            patch.setattr(sweeps, "source_of", lambda name, source=source: source)
             with pytest.raises(KeyboardInterrupt):
                 run(out=tmp_path)
         assert begun == done[:5]
@@ -605,7 +606,7 @@ def test_the_recording_of_the_smoke_profile_is_sound(tmp_path):
     recording.check_recording(content)
     assert content["settings"]["base"]["model"]["width"] == 8
     back = experiments.load_recording("rates", "smoke", tmp_path)
-    assert not experiments.is_stale(back, rates.SOURCES)
+    assert not experiments.is_stale(back)
     assert {row.arm for row in back.rows} == {arm for arms in PROMISED.values() for arm, *_ in arms}
     for one, other in zip(back.rows, found.rows, strict=True):
         assert (one.stage, one.arm, one.lr, one.seed) == (

@@ -10,7 +10,7 @@ import pytest
 from exercise_help import exercise_tests
 
 from minilora.exercises import ch05
-from minilora.transformer import Block, TransformerConfig
+from minilora.lab.transformer import Block, TransformerConfig
 
 Function = Callable[..., Any]
 

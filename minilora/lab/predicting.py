@@ -1,9 +1,9 @@
 """The bytes and the operations of a training step, predicted before anything is run.
 
-The predictions are for `Stack`: blocks with the normalisation first, six linear layers with biases,
-fused attention, GELU between width and four times the width, no dropout. They say what autograd
-keeps from the forward pass, tensor by tensor, for full fine-tuning and for adapters, and from that
-the peak of a step. `minilora.measuring` measures the same, on any model.
+The predictions are for `minilora.lab.decoder.Decoder`. They say what autograd keeps from the
+forward pass, tensor by tensor, for full fine-tuning and for adapters, and from that the peak of a
+step.
+`minilora.lab.measuring` measures the same, on any model.
 
 Source of the count: Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, here for attention that
 keeps no table of T × T, and for frozen layers.
@@ -14,13 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from minilora.accounting import lora_size
+from minilora.lab.decoder import DecoderConfig
+from minilora.lab.transformer import BLOCK_LINEARS
 from minilora.quantize import nf4_bytes
-from minilora.transformer import BLOCK_LINEARS
 
 #: (out, in) of the six linear layers of a block, in widths.
 SHAPES = dict.fromkeys(BLOCK_LINEARS, (1, 1)) | {"up_proj": (4, 1), "down_proj": (1, 4)}
@@ -95,102 +94,12 @@ def training_flops(base: int, tokens: int, adapter: int | None = None) -> int:
     return (4 * base + 6 * adapter) * tokens
 
 
-# --- the model ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Size:
-    """The sizes of a `Stack`. ``context`` is the number of tokens that it has positions for."""
-
-    width: int = 512
-    layers: int = 4
-    heads: int = 8
-    vocab: int = 4096
-    context: int = 128
-
-    def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "vocab", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(
-                f"a width of {self.width} cannot be shared out over {self.heads} heads: "
-                "choose a number of heads that divides the width"
-            )
-
-    @property
-    def matrices(self) -> int:
-        """Numbers in the matrices that tokens are multiplied with, the P of the FLOPs."""
-        return 12 * self.width**2 * self.layers + self.vocab * self.width
-
-    @property
-    def parameters(self) -> int:
-        """All numbers, those of embedding, positions, biases and normalisations included."""
-        vectors = 13 * self.layers + 2 + self.context + self.vocab
-        return self.matrices + vectors * self.width
-
-
-class Block(nn.Module):
-    """Attention to earlier tokens, then feed-forward: (N, T, width) → the same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.up_proj, self.down_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width)."""
-        inner = self.norm1(x)
-        q, k, v = (
-            proj(inner).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # each (N, heads, T, width / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o_proj(mixed.transpose(1, 2).flatten(2))
-        return x + self.down_proj(F.gelu(self.up_proj(self.norm2(x))))
-
-
-class Stack(nn.Module):
-    """Token numbers in, scores of the next token out: (N, T) → (N, T, vocab)."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(size.vocab, size.width)
-        self.positions = nn.Parameter(0.02 * torch.randn(size.context, size.width))
-        self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.layers))
-        self.norm = nn.LayerNorm(size.width)
-        self.head = nn.Linear(size.width, size.vocab, bias=False)
-
-    def forward(self, ids: Tensor, checkpointing: bool = False) -> Tensor:
-        """(N, T) → (N, T, vocab)."""
-        return self.read(self.embed(ids), checkpointing)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """(N, T) → (N, T, width)."""
-        x: Tensor = self.embedding(ids) + self.positions[: ids.shape[1]]
-        return x
-
-    def read(self, x: Tensor, checkpointing: bool = False) -> Tensor:
-        """(N, T, width) → (N, T, vocab). With ``checkpointing`` a block keeps its input only."""
-        for block in self.blocks:
-            if checkpointing:
-                # There is no dropout, so the state of the random numbers need not be kept.
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
-        scores: Tensor = self.head(self.norm(x))
-        return scores
-
-
 # --- predicted ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a `Stack` is trained.
+    """How a `Decoder` is trained.
 
     Attributes:
         targets: The layers of every block that have an adapter; None for full fine-tuning. With
@@ -231,10 +140,10 @@ FLOOR = Method(())
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of a `Stack` with AdamW, of which everything is predicted.
+    """One training step of a `Decoder` with AdamW, of which everything is predicted.
 
     Attributes:
-        size: Of the model.
+        model: Its sizes.
         method: How it is trained.
         batch: Sequences in the step. ``tokens``: in each of them.
         dtype: Of the base: torch.float32 or torch.bfloat16. Adapters are float32.
@@ -243,7 +152,7 @@ class Step:
             in float32, the CPU in the type of its input.
     """
 
-    size: Size
+    model: DecoderConfig
     method: Method
     batch: int
     tokens: int
@@ -259,7 +168,7 @@ class Step:
     @property
     def wide(self) -> int:
         """Bytes of one tensor (n, width)."""
-        return self.n * self.size.width * self.dtype.itemsize
+        return self.n * self.model.width * self.dtype.itemsize
 
     @property
     def _statistics(self) -> int:
@@ -269,8 +178,8 @@ class Step:
     def adapters(self) -> int:
         """Numbers in all adapters, A and B."""
         shapes = [SHAPES[name] for name in self.method.targets or ()]
-        width, r = self.size.width, self.method.r
-        return self.size.layers * sum(
+        width, r = self.model.width, self.method.r
+        return self.model.layers * sum(
             lora_size(out * width, into * width, r) for out, into in shapes
         )
 
@@ -307,7 +216,7 @@ class Step:
         keep("k", attends, wide)
         keep("v", attends, wide)
         keep("o in", attends or (method.keeps_input("o_proj") and not apart), wide)
-        keep("attention sums", attends, 4 * n * self.size.heads)  # float32, one a query and head
+        keep("attention sums", attends, 4 * n * self.model.heads)  # float32, one a query and head
         keep("norm2 in", middle, wide + self._statistics)
         keep("up in", method.keeps_input("up_proj") and not apart, wide)
         keep("GELU in", bends, 4 * wide)
@@ -315,7 +224,7 @@ class Step:
 
         narrow = copies = inputs = 0
         for name in method.targets or ():
-            d_out, d_in = (side * self.size.width for side in SHAPES[name])
+            d_out, d_in = (side * self.model.width for side in SHAPES[name])
             narrow += n * method.r * (exact if apart else b)  # for the gradient of B
             needs_b = reached[name] or method.trains_a  # to go further back than B
             if apart:
@@ -331,30 +240,30 @@ class Step:
 
     def bytes(self) -> Bytes:
         """What the step holds, by the reason for it. Exact on the CPU."""
-        size, method, n, b = self.size, self.method, self.n, self.dtype.itemsize
+        model, method, n, b = self.model, self.method, self.n, self.dtype.itemsize
         if method.full:
-            weights = gradients = size.parameters * b
-            trained = 16 * size.layers + 5
+            weights = gradients = model.parameters * b
+            trained = 16 * model.layers + 5
         else:
             shapes = [SHAPES[name] for name in method.targets or ()]
-            b_only = size.layers * method.r * size.width * sum(out for out, _ in shapes)
+            b_only = model.layers * method.r * model.width * sum(out for out, _ in shapes)
             gradients = max(b, 4) * (self.adapters() if method.trains_a else b_only)
-            trained = size.layers * len(shapes) * (1 + method.trains_a)
-            weights = size.parameters * b + max(b, 4) * self.adapters()
+            trained = model.layers * len(shapes) * (1 + method.trains_a)
+            weights = model.parameters * b + max(b, 4) * self.adapters()
             if method.quantized:
-                numbers = [out * into * size.width**2 for out, into in SHAPES.values()]
-                weights -= size.layers * sum(b * m - nf4_bytes(m) for m in numbers)
+                numbers = [out * into * model.width**2 for out, into in SHAPES.values()]
+                weights -= model.layers * sum(b * m - nf4_bytes(m) for m in numbers)
         optimizer = 2 * gradients + 4 * trained
         if method.masters:  # the copies, and moments of their type
-            optimizer = 12 * size.parameters + 4 * trained
-        blocks = [self.wide] * size.layers
+            optimizer = 12 * model.parameters + 4 * trained
+        blocks = [self.wide] * model.layers
         if not self.checkpointing:
-            blocks = [sum(self.block(first=layer == 0).values()) for layer in range(size.layers)]
+            blocks = [sum(self.block(first=layer == 0).values()) for layer in range(model.layers)]
         activations = sum(blocks) + self.wide + self._statistics  # of the last normalisation
         if method.full:
             activations += self.wide + 8 * n  # the head's input, and the numbers of the tokens
         # The log-softmax, the numbers of the right tokens, and how many they are.
-        logits = n * size.vocab * b + 8 * n + b
+        logits = n * model.vocab * b + 8 * n + b
         return Bytes(weights, gradients, optimizer, activations, logits)
 
     def peak(self) -> int:
@@ -363,23 +272,23 @@ class Step:
         The largest of: the way back through the softmax, with every activation there and three
         tables of logits; the middle of the last block or the first; the end, with all gradients.
         """
-        size, b, held = self.size, self.dtype.itemsize, self.bytes()
+        model, b, held = self.model, self.dtype.itemsize, self.bytes()
         full = self.method.full
-        table, block_size = self.n * size.vocab * b, (12 * size.width + 13) * size.width
+        table, block_size = self.n * model.vocab * b, (12 * model.width + 13) * model.width
         moments = [held.activations + 3 * table, held.gradients + self.wide]
         if self.method.masters:  # one part's gradients in float32
-            moments.append(held.gradients + 4 * max(block_size, size.vocab * size.width))
+            moments.append(held.gradients + 4 * max(block_size, model.vocab * model.width))
         block = sum(self.block().values())
         # Gradients of GELU's output and input, twice where an adapter adds to them.
-        passing = 5 * self.wide + 4 * size.width**2 * b if full else 9 * self.wide
+        passing = 5 * self.wide + 4 * model.width**2 * b if full else 9 * self.wide
         if self.method.quantized:  # or a weight that is being unpacked, 9 bytes a number
-            passing = max(passing, 5 * self.wide + 9 * 4 * size.width**2)
-        for layer in (0, size.layers - 1):
+            passing = max(passing, 5 * self.wide + 9 * 4 * model.width**2)
+        for layer in (0, model.layers - 1):
             below = layer * (self.wide if self.checkpointing else block)
-            done = size.layers - 1 - layer  # blocks whose gradients are there
-            above = held.gradients * done // size.layers
+            done = model.layers - 1 - layer  # blocks whose gradients are there
+            above = held.gradients * done // model.layers
             if full:
-                above = b * (done * block_size + (size.vocab + 2) * size.width)
+                above = b * (done * block_size + (model.vocab + 2) * model.width)
             moments.append(below + block + above + passing)
         return held.weights + held.optimizer + max(moments)
 
@@ -388,19 +297,19 @@ class Step:
 
         Without the second forward pass of checkpointing.
         """
-        size, method, n = self.size, self.method, self.n
-        attention = 4 * n * self.tokens * size.width  # forward, in each block
-        total = 4 * n * size.vocab * size.width + 2 * n * size.vocab * size.width * method.full
-        for layer in range(size.layers):
+        model, method, n = self.model, self.method, self.n
+        attention = 4 * n * self.tokens * model.width  # forward, in each block
+        total = 4 * n * model.vocab * model.width + 2 * n * model.vocab * model.width * method.full
+        for layer in range(model.layers):
             reached = self._reached(first=layer == 0)
             total += attention
             if reached["o_proj"]:
                 total += attention * 5 // 2  # five products where forward has two
             for name, (out, into) in SHAPES.items():
                 # Forward, the gradient of the input, the gradient of the weight.
-                total += 2 * n * out * into * size.width**2 * (1 + reached[name] + method.full)
+                total += 2 * n * out * into * model.width**2 * (1 + reached[name] + method.full)
                 if method.adapts(name):
                     on = reached[name]
                     times_a, times_b = 1 + on + method.trains_a, 2 + (on or method.trains_a)
-                    total += 2 * n * method.r * size.width * (into * times_a + out * times_b)
+                    total += 2 * n * method.r * model.width * (into * times_a + out * times_b)
         return total
