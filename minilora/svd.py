@@ -100,7 +100,7 @@ def low_rank_errors(X: ArrayLike, norm: Norm = "fro", relative: bool = False) ->
     elif norm == "spectral":
         errors = np.append(s, 0.0)
     else:
-        raise ValueError(f'norm must be "fro" or "spectral"; found {norm!r}.')
+        raise ValueError(f'norm must be "fro" or "spectral", but is {norm!r}.')
     if relative and errors[0] > 0:
         errors = errors / errors[0]
     return errors
@@ -158,7 +158,7 @@ def gavish_donoho_rank(X: ArrayLike, sigma: float | None = None) -> int:
         threshold = _lambda(beta) * np.sqrt(max(X.shape)) * sigma
     else:
         raise ValueError(
-            f"sigma must be a positive number, the noise's standard deviation; found {sigma!r}. "
+            f"sigma must be a positive number, the noise's standard deviation, but is {sigma!r}. "
             "Leave it out to estimate it, or count with numpy.linalg.matrix_rank if there is none."
         )
     # Without noise the median can be a rounding error: never count those.
@@ -177,7 +177,7 @@ def break_even_rank(m: int, n: int) -> float:
     """
     for name, size in (("m", m), ("n", n)):
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; found {size!r}.")
+            raise ValueError(f"{name} must be a whole number of at least 1, but is {size!r}.")
     return int(m) * int(n) / (int(m) + int(n))
 
 
@@ -250,10 +250,10 @@ def _as_matrix(X: ArrayLike, what: str = "X") -> Array:
             "length, a NumPy array, or a tensor in float32 or float64 (`.float()`)."
         ) from error
     if array.dtype.kind not in "biufc":
-        raise ValueError(f"{what} must hold numbers; found dtype {array.dtype}.")
+        raise ValueError(f"{what} must hold numbers, but has dtype {array.dtype}.")
     if array.ndim != 2:
         raise ValueError(
-            f"{what} must be a matrix, with two axes; found shape {array.shape}. "
+            f"{what} must be a matrix, with two axes, but has shape {array.shape}. "
             "Make a vector a single row with `x[None, :]`; take one channel of a colour picture, "
             "or reshape it to (height, 3 * width)."
         )
@@ -281,7 +281,7 @@ def _as_rank(r: int, shape: tuple[int, ...]) -> int:
     if r > min(shape):
         raise ValueError(
             f"r must lie between 0 and {min(shape)}, the shorter side of a matrix of shape "
-            f"{tuple(shape)}; found {r}."
+            f"{tuple(shape)}, but is {r}."
         )
     return r
 
@@ -292,7 +292,7 @@ def _as_count(value: int, name: str) -> int:
     except TypeError:
         count = -1
     if count < 0 or isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be a whole number of at least 0; found {value!r}.")
+        raise ValueError(f"{name} must be a whole number of at least 0, but is {value!r}.")
     return count
 
 

@@ -180,8 +180,11 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.M))
 
 
+DOCUMENTS = ("README.md", "book/how-to-use.md", ".github/CONTRIBUTING.md")
+
+
 def test_documents_name_commands_and_files_that_exist():
-    for name in ("README.md", "book/how-to-use.md"):
+    for name in DOCUMENTS:
         text = read(name)
         asked = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M))
         assert asked, name
@@ -191,6 +194,34 @@ def test_documents_name_commands_and_files_that_exist():
     for link in re.findall(r"\]\((?!http)([\w./-]+)\)", read("README.md")):
         if link != "book/_static/rank-plot.png":
             assert (ROOT / link).exists(), link
+
+
+def test_contributing_names_places_that_exist_and_leaves_no_module_out():
+    text = read(".github/CONTRIBUTING.md")
+    named = set(re.findall(r"`((?:minilora|tests|book|notebooks)/[\w./]*)`", text))
+    assert len(named) > 30
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert missing == set()
+    # Every file of the library and every module that experiments and lab share is in the table.
+    for folder in ("minilora", "minilora/lab", "minilora/experiments"):
+        for path in (ROOT / folder).glob("[a-z]*.py"):
+            assert re.search(rf"`(?:{folder}/)?{path.stem}(?:\.py)?`", text), path
+    assert {"rank", "rates", "placement", "memory"} <= set(re.findall(r"`(\w+)/`", text))
+
+
+def test_issue_forms_are_valid():
+    import yaml
+
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[bm]*.yml"))
+    assert [form.stem for form in forms] == ["bug", "mistake"]
+    for form in forms:
+        content = yaml.safe_load(form.read_text(encoding="utf-8"))
+        assert content["name"] and content["description"]
+        ids = [part["id"] for part in content["body"]]
+        assert len(ids) == len(set(ids)) >= 4
+        for part in content["body"]:
+            assert part["type"] in ("textarea", "input", "dropdown")
+            assert part["attributes"]["label"]
 
 
 def test_readme_has_its_picture():

@@ -17,7 +17,7 @@ from minilora.experiments.recording import (
     write_recording,
 )
 
-#: Every experiment: a module of this package with ``PROFILES`` and ``run``.
+#: Every experiment: a folder of this package, with ``EXPERIMENT``, ``PROFILES`` and ``run``.
 NAMES = ("rank", "rates", "placement", "memory")
 
 __all__ = [

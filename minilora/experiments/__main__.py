@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     for name in NAMES if options.name == "all" else (options.name,):
-        experiment = importlib.import_module(f"minilora.experiments.{name}")
-        recording = experiment.run(
+        recording = _module(name).run(
             options.profile, jobs=options.jobs, out=options.out, progress=True
         )
         count = len(recording.rows) + len(recording.quantities)
@@ -47,10 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _module(name: str) -> Any:
+    return importlib.import_module(f"minilora.experiments.{name}")
+
+
 def _line(name: str) -> str:
     """An experiment's name, the first line of its docstring and the state of its recordings."""
-    experiment = importlib.import_module(f"minilora.experiments.{name}")
-    about = (experiment.__doc__ or "").strip().splitlines()[0]
+    about = (_module(name).__doc__ or "").strip().splitlines()[0]
     states = []
     for profile in ("cpu", "gpu"):
         recording = load_recording(name, profile)

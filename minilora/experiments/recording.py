@@ -30,22 +30,23 @@ class Row:
     ``accuracy`` and ``log_loss`` (nats; None for a method that gives no probabilities) are on
     validation data where ``stage`` is "tune", and on test data where it is "final".
     ``parameters`` are the trainable ones, counted on the model; None for a method that has none.
-    ``setting`` is a classical method's own knob, as in "k=3". A run that diverged has no numbers.
+    ``setting`` is a classical method's own knob, as in "k=3", or what else tells runs of an arm
+    apart. A run that diverged has no numbers.
     """
 
     stage: str
     arm: str
     kind: str
-    r: int | None
     labels: int
     seed: int
-    lr: float | None
-    setting: str | None
-    parameters: int | None
-    accuracy: float | None
-    log_loss: float | None
-    train_loss: float | None
-    seconds: float
+    r: int | None = None
+    lr: float | None = None
+    setting: str | None = None
+    parameters: int | None = None
+    accuracy: float | None = None
+    log_loss: float | None = None
+    train_loss: float | None = None
+    seconds: float = 0.0
     diverged: bool = False
 
 
@@ -198,15 +199,15 @@ def _check_row(row: Any, where: str) -> None:
         _typed(row[key], kind, f"{where}: {key}")
     _typed(row["diverged"], bool, f"{where}: diverged")
     if row["stage"] not in STAGES:
-        raise ValueError(f"{where}: stage must be one of {sorted(STAGES)}, found {row['stage']!r}")
+        raise ValueError(f"{where}: stage must be one of {sorted(STAGES)}, but is {row['stage']!r}")
     for key in ("accuracy", "log_loss", "train_loss", "lr", "seconds"):
         value = row[key]
         if value is not None and not (_number(value) and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{where}: {key} must be a number ≥ 0 or null, found {value!r}")
+            raise ValueError(f"{where}: {key} must be a number ≥ 0 or null, but is {value!r}")
     if row["diverged"]:
         return
     if row["accuracy"] is None or row["accuracy"] > 1:
-        raise ValueError(f"{where}: accuracy must be from 0 to 1, found {row['accuracy']!r}")
+        raise ValueError(f"{where}: accuracy must be from 0 to 1, but is {row['accuracy']!r}")
     if row["lr"] is not None and not (row["parameters"] or 0) > 0:
         raise ValueError(f"{where}: a trained arm must count its trainable parameters")
 
@@ -217,19 +218,19 @@ def _check_quantity(one: Any, where: str) -> None:
     for key, kind in types.items():
         _typed(one[key], kind, f"{where}: {key}")
     if one["unit"] not in UNITS:
-        raise ValueError(f"{where}: unit must be one of {UNITS}, found {one['unit']!r}")
+        raise ValueError(f"{where}: unit must be one of {UNITS}, but is {one['unit']!r}")
     for key in ("measured", "predicted"):
         value = one[key]
         if value is None and key == "predicted":
             continue
         if not (_number(value) and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{where}: {key} must be a number ≥ 0, found {value!r}")
+            raise ValueError(f"{where}: {key} must be a number ≥ 0, but is {value!r}")
 
 
 def _fields(content: Any, of: type, where: str, optional: Collection[str] = ()) -> None:
     """Exactly the fields of a dataclass: none missing but the optional ones, and none more."""
     if not isinstance(content, dict):
-        raise ValueError(f"{where} must be an object, found {type(content).__name__}")
+        raise ValueError(f"{where} must be an object, but is a {type(content).__name__}")
     expected = {part.name for part in fields(of)}
     if missing := expected - content.keys() - set(optional):
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
@@ -240,7 +241,7 @@ def _fields(content: Any, of: type, where: str, optional: Collection[str] = ()) 
 def _typed(value: Any, kind: type, where: str) -> None:
     fits = _number(value) if kind is float else type(value) is kind
     if not fits:
-        raise ValueError(f"{where} must be {kind.__name__}, found {value!r}")
+        raise ValueError(f"{where} must be {kind.__name__}, but is {value!r}")
 
 
 def _number(value: Any) -> bool:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilora.experiments.recording import Recording, Row
+from minilora.experiments.recording import Quantity, Recording, Row
+from minilora.experiments.tuning import rate_curve
 
 METRICS = ("accuracy", "log_loss")
 
 
 @dataclass(frozen=True)
-class Summary:
+class ArmResult:
     """One arm at one number of labels: the mean over seeds and its standard error (nan for one).
 
     ``values`` are the seeds' own accuracies, in the order of the seeds. ``log_loss`` is in nats,
@@ -54,7 +55,7 @@ class Paired:
         return not self.low <= 0 <= self.high
 
 
-def summarise(recording: Recording, labels: int | None = None) -> list[Summary]:
+def summarise(recording: Recording, labels: int | None = None) -> list[ArmResult]:
     """The test results of every arm, in the order in which they were run.
 
     ``labels`` picks one number of labels; left out, the one of the main figure.
@@ -73,7 +74,7 @@ def paired(
     from scipy.stats import t  # scikit-learn brings it
 
     if metric not in METRICS:
-        raise ValueError(f"metric must be one of {METRICS}, found {metric!r}")
+        raise ValueError(f"metric must be one of {METRICS}, but is {metric!r}")
     labels = _labels(recording, labels)
     of_a, of_b = (
         {row.seed: getattr(row, metric) for row in _final(recording, name, labels)}
@@ -91,18 +92,31 @@ def paired(
 def tuning_curve(recording: Recording, arm: str, labels: int | None = None) -> dict[float, float]:
     """For each learning rate tried, lowest first, the mean log loss on validation data (nats).
 
-    A rate at which a run diverged has an infinite loss.
+    A rate at which a run diverged has an infinite loss. ``labels`` picks one number of labels;
+    left out, the one of the main figure.
     """
-    labels = _labels(recording, labels)
-    losses: dict[float, list[float]] = {}
-    for row in recording.rows:
-        if (row.stage, row.arm, row.labels) == ("tune", arm, labels) and row.lr is not None:
-            losses.setdefault(row.lr, []).append(
-                float("inf") if row.log_loss is None else row.log_loss
-            )
-    if not losses:
-        raise ValueError(f"no tuning runs of {arm!r} with {labels} labels")
-    return {rate: float(np.mean(losses[rate])) for rate in sorted(losses)}
+    return rate_curve(recording.rows, arm, _labels(recording, labels))
+
+
+def quantities(
+    recording: Recording, what: str, arm: str | None = None, size: int | None = None
+) -> list[Quantity]:
+    """The measurements of one thing; ValueError where there is none."""
+    found = [
+        one
+        for one in recording.quantities
+        if one.what == what and arm in (None, one.arm) and size in (None, one.size)
+    ]
+    if not found:
+        known = sorted({(one.what, one.arm) for one in recording.quantities})
+        raise ValueError(f"no {what!r} of {arm!r} at {size}; there are {known}")
+    return found
+
+
+def ratios(recording: Recording, what: str, arm: str, other: str, size: int) -> list[float]:
+    """Measured of ``arm`` ÷ measured of ``other``, round by round, at one size."""
+    pair = [quantities(recording, what, one, size) for one in (arm, other)]
+    return [a.measured / b.measured for a, b in zip(*pair, strict=True)]
 
 
 def table(recording: Recording, labels: int | None = None) -> str:
@@ -145,11 +159,11 @@ def _final(recording: Recording, arm: str, labels: int) -> list[Row]:
     return sorted(rows, key=lambda row: row.seed)
 
 
-def _summary(rows: list[Row]) -> Summary:
+def _summary(rows: list[Row]) -> ArmResult:
     accuracy, accuracy_se = _mean([row.accuracy for row in rows])
     log_loss, log_loss_se = _mean([row.log_loss for row in rows])
     first = rows[0]
-    return Summary(
+    return ArmResult(
         arm=first.arm,
         kind=first.kind,
         r=first.r,

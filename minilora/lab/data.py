@@ -87,7 +87,7 @@ def digits(split: str = "sheets", seed: int = 0) -> Digits:
     elif split == "random":
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     else:
-        raise ValueError(f"split must be 'sheets' or 'random', found {split!r}")
+        raise ValueError(f"split must be 'sheets' or 'random', but is {split!r}")
     parts = order.tensor_split([SHEET_STARTS[5], SHEET_STARTS[8]])
     train, validation, test = (Split(x[rows], y[rows], sheet[rows]) for rows in parts)
     return Digits(train, validation, test)
@@ -100,7 +100,7 @@ def few_labels(data: Split, n: int, seed: int) -> Split:
     """
     classes = len(data.y.unique())
     if not classes <= n <= len(data):
-        raise ValueError(f"n must be between {classes} and {len(data)}, found {n}")
+        raise ValueError(f"n must be between {classes} and {len(data)}, but is {n}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     # The k-th picture of every class comes before the (k+1)-th of any.
     rank_in_class = torch.empty(len(data), dtype=torch.long)
@@ -119,9 +119,9 @@ def pairs(data: Split, n: int, seed: int = 0, label: str = "sum") -> Split:
     are those of a shorter one. ``sheet`` is that of the left digit.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, found {n}")
+        raise ValueError(f"n must be at least 1, but is {n}")
     if label not in ("sum", "number"):
-        raise ValueError(f"label must be 'sum' or 'number', found {label!r}")
+        raise ValueError(f"label must be 'sum' or 'number', but is {label!r}")
     generator = torch.Generator().manual_seed(seed)
     in_a_pass = len(data) // 2
     passes = [torch.randperm(len(data), generator=generator) for _ in range(-(-n // in_a_pass))]
@@ -140,7 +140,7 @@ def photo(name: str = "china", colour: bool = False) -> np.ndarray:
     from sklearn.datasets import load_sample_image
 
     if name not in ("china", "flower"):
-        raise ValueError(f"name must be 'china' or 'flower', found {name!r}")
+        raise ValueError(f"name must be 'china' or 'flower', but is {name!r}")
     pixels = load_sample_image(f"{name}.jpg") / 255
     return pixels if colour else pixels @ np.array([0.299, 0.587, 0.114])
 
@@ -168,7 +168,7 @@ def printed_digits(n: int, seed: int = 0) -> Split:
     thousand a second on one core.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, found {n}")
+        raise ValueError(f"n must be at least 1, but is {n}")
     generator = torch.Generator().manual_seed(seed)
     chunks = [min(1000, n - start) for start in range(0, n, 1000)]
     parts = [_bent_digits(size, generator) for size in chunks]

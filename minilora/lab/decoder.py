@@ -27,7 +27,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "vocab", "context"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(
                 f"a width of {self.width} cannot be shared out over {self.heads} heads: "

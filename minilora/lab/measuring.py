@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-Run = Callable[[], object]
+Call = Callable[[], object]
 
 
-def saved_bytes(run: Run, model: nn.Module) -> int:
+def saved_bytes(run: Call, model: nn.Module) -> int:
     """Bytes that autograd keeps for the backward pass of ``run()``; each storage counts once.
 
     The model's parameters and buffers are left out: they are there in any case. What ``run``
@@ -63,17 +63,17 @@ class Watched:
     peak: int
 
 
-def watch(run: Run) -> Watched:
-    """Run ``run()`` and follow every operation, and every tensor that it makes, on any device.
+def watch(run: Call) -> Watched:
+    """Call ``run()`` and follow every operation, and every tensor that it makes, on any device.
 
     What an operation allocates for itself and frees again is not seen.
     """
-    with _Watch() as seen:
+    with _Counting() as seen:
         run()
     return Watched(seen.calls, seen.flops, seen.peak)
 
 
-def count_flops(run: Run) -> int:
+def count_flops(run: Call) -> int:
     """Floating-point operations of the matrix products in ``run()``, counted as they happen.
 
     PyTorch's own counter puts hooks on all modules, and an adapted layer with hooks takes its
@@ -104,7 +104,7 @@ _FORMULAS: dict[Any, Any] = {
 }
 
 
-class _Watch(TorchDispatchMode):
+class _Counting(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls = self.flops = self.live = self.peak = 0
@@ -139,7 +139,7 @@ class _Watch(TorchDispatchMode):
         self.live -= size
 
 
-def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
+def peak_bytes(run: Call, device: torch.device | str = "cpu") -> int:
     """The most bytes above those at the start that ``run()`` holds at any moment.
 
     On CUDA by the allocator's own count (``torch.cuda.max_memory_allocated``), which rounds every
@@ -157,7 +157,7 @@ def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def seconds(run: Run, device: torch.device | str = "cpu") -> float:
+def seconds(run: Call, device: torch.device | str = "cpu") -> float:
     """How long one ``run()`` takes, the work of a card included."""
     cuda = torch.device(device).type == "cuda"
     if cuda:
@@ -170,7 +170,7 @@ def seconds(run: Run, device: torch.device | str = "cpu") -> float:
 
 
 def take_turns(
-    runs: Mapping[str, Run], rounds: int, device: torch.device | str = "cpu", warm_ups: int = 1
+    runs: Mapping[str, Call], rounds: int, device: torch.device | str = "cpu", warm_ups: int = 1
 ) -> dict[str, list[float]]:
     """{name: seconds of each round}: every run once a round, in an order drawn anew.
 

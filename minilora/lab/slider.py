@@ -34,7 +34,7 @@ def png(picture: ArrayLike | Figure, width: int | None = None) -> bytes:
         return buffer.getvalue()
     pixels: NDArray[Any] = np.asarray(picture)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
-        raise ValueError(f"a picture is (h, w) or (h, w, 3); found shape {pixels.shape}.")
+        raise ValueError(f"a picture is (h, w) or (h, w, 3), but has shape {pixels.shape}.")
     if pixels.dtype != np.uint8:
         if not np.isfinite(pixels).all():
             raise ValueError("a picture must not hold NaN or infinite values.")
@@ -127,7 +127,7 @@ def slider(
     if not alt.strip():
         raise ValueError("give `alt`: one sentence for readers who cannot see the pictures.")
     if not 0 <= start < len(images):
-        raise ValueError(f"start must lie between 0 and {len(images) - 1}; found {start}.")
+        raise ValueError(f"start must lie between 0 and {len(images) - 1}, but is {start}.")
     pngs = [png(image, width) for image in images]
     for image in images:
         if isinstance(image, Figure):

@@ -68,9 +68,9 @@ class Cell:
         for name in ("lr", "lr_ratio"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be a positive number, found {value}")
+                raise ValueError(f"{name} must be a positive number, but is {value}")
         if self.trained not in ("AB", "A", "B"):
-            raise ValueError(f'trained must be "AB", "A" or "B", found {self.trained!r}')
+            raise ValueError(f'trained must be "AB", "A" or "B", but is {self.trained!r}')
         c = self.config
         refused = {
             "dropout": c.dropout > 0,
@@ -177,7 +177,7 @@ def sweep(
     if keep and path is not None:
         raise ValueError("keep=True and path exclude each other: the file holds no factors")
     if optimizer not in _OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {list(_OPTIMIZERS)}, found {optimizer!r}")
+        raise ValueError(f"optimizer must be one of {list(_OPTIMIZERS)}, but is {optimizer!r}")
     _check_model(base)
     keys = _keys(cells, for_file=path is not None)
     # Every cell is held against the model before the first one trains.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 class Diverged(RuntimeError):
@@ -104,7 +104,7 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: int
     ``"constant"`` stays at the peak; ``"cosine"`` falls from it to zero along half a cosine.
     """
     if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule must be 'constant' or 'cosine', found {schedule!r}")
+        raise ValueError(f"schedule must be 'constant' or 'cosine', but is {schedule!r}")
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
@@ -224,7 +224,7 @@ def score(log_probabilities: Tensor, y: Tensor) -> Evaluation:
     )
 
 
-def progress_bar(items: Iterator[Item], total: int, progress: bool | None) -> Iterable[Item]:
+def progress_bar(items: Iterator[_Item], total: int, progress: bool | None) -> Iterable[_Item]:
     """The same items, with a progress bar around them where one is wanted and tqdm is there.
 
     With None it is drawn in a terminal or a notebook, and not where ``CI`` is set.

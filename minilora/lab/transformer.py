@@ -42,7 +42,7 @@ class TransformerConfig:
         sizes = ("patch_size", "channels", "classes", "width", "layers", "heads", "ffn_factor")
         for name in sizes:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if any(side < 1 or side % self.patch_size for side in self.image_size):
             raise ValueError(
                 f"patches of {self.patch_size} pixels do not tile a picture of {self.image_size}: "
@@ -148,8 +148,8 @@ class TransformerClassifier(nn.Module):
         expected = (self.config.channels, *self.config.image_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"expected pictures of shape (N, {', '.join(map(str, expected))}), "
-                f"found {tuple(x.shape)}"
+                f"pictures must have shape (N, {', '.join(map(str, expected))}), "
+                f"but they have shape {tuple(x.shape)}"
             )
         p = self.config.patch_size
         x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (N, C, H/p, p, W/p, p)

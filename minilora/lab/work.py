@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from minilora.lab.training import one_thread
 
-Item = TypeVar("Item")
-Found = TypeVar("Found")
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 def cores() -> int:
@@ -26,7 +26,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def spread(work: Callable[[Item], Found], items: Sequence[Item], jobs: int) -> Iterator[Found]:
+def spread(work: Callable[[_Item], _Found], items: Sequence[_Item], jobs: int) -> Iterator[_Found]:
     """``work`` of every item, in their order, as it comes.
 
     With ``jobs`` above 1, in so many processes, or on the cluster of a `joblib.parallel_config`.
@@ -44,7 +44,7 @@ def spread(work: Callable[[Item], Found], items: Sequence[Item], jobs: int) -> I
     yield from parallel(delayed(_alone)(work, item) for item in items)
 
 
-def _alone(work: Callable[[Item], Found], item: Item) -> Found:
+def _alone(work: Callable[[_Item], _Found], item: _Item) -> _Found:
     """One item in a process of its own."""
     with one_thread():
         return work(item)

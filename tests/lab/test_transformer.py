@@ -108,5 +108,5 @@ def test_impossible_sizes_are_refused(sizes, says):
 
 @pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (2, 3, 8, 8), (2, 1, 8, 16)])
 def test_wrong_pictures_are_refused(shape):
-    with pytest.raises(ValueError, match=r"expected pictures of shape \(N, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"pictures must have shape \(N, 1, 8, 8\)"):
         TransformerClassifier()(torch.zeros(shape))

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.experiments import memory
 from minilora.experiments.recording import Recording, read_recording
-from minilora.experiments.summaries import paired, summarise, tuning_curve
-from minilora.experiments.sweeps import best_rate
+from minilora.experiments.summaries import paired, quantities, summarise, tuning_curve
+from minilora.experiments.tuning import best_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "build" / "runs"
@@ -327,7 +326,7 @@ CONCLUSIONS = [
 
 def held(run: Recording, what: str, arm: str) -> float:
     """Bytes that chapter 11 measured."""
-    (found,) = memory.quantities(run, what, arm)
+    (found,) = quantities(run, what, arm)
     return found.measured
 
 

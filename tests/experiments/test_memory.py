@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from minilora import experiments
-from minilora.experiments import memory, memory_figures, recording
-from minilora.experiments.memory_arms import Masters
+from minilora.experiments import memory, recording
+from minilora.experiments.memory import figures, timing
+from minilora.experiments.memory.arms import Masters
+from minilora.experiments.memory.weighing import weigh
+from minilora.experiments.summaries import quantities, ratios
 from minilora.lab.decoder import Decoder, DecoderConfig
 from minilora.lab.predicting import FULL, LORA_QV, Step
 
@@ -30,36 +33,36 @@ def test_every_arm_is_weighed_and_timed(smoke):
     assert "full, master weights" in names and len(names) == len(set(names)) == 9
     for name in names:
         for what in BYTES:
-            (one,) = memory.quantities(smoke, what, name)
+            (one,) = quantities(smoke, what, name)
             assert one.measured == pytest.approx(one.predicted, rel=0.02), (name, what)
-            assert one.unit == "bytes" and one.size == size.size.width
-        (flops,) = memory.quantities(smoke, "flops", name)
+            assert one.unit == "bytes" and one.size == size.model.width
+        (flops,) = quantities(smoke, "flops", name)
         assert flops.predicted is None or flops.predicted == flops.measured
         assert (flops.predicted is None) == ("checkpointing" in name)
-        assert memory.quantities(smoke, "calls", name)[0].measured > 100
-        times = memory.quantities(smoke, "step", name)
+        assert quantities(smoke, "calls", name)[0].measured > 100
+        times = quantities(smoke, "step", name)
         assert [one.repeat for one in times] == list(range(size.rounds))
         assert all(one.measured > 0 and one.unit == "seconds" for one in times)
-    assert smoke.peak_bytes == max(one.measured for one in memory.quantities(smoke, "peak"))
+    assert smoke.peak_bytes > max(one.measured for one in quantities(smoke, "peak"))
 
 
 def test_narrow_stacks_and_inference_are_there(smoke):
     size = memory.PROFILES["smoke"]
-    for width in size.widths:
+    for width in size.narrow.widths:
         for arm in ("full", "LoRA", "floor"):
-            rounds = memory.quantities(smoke, "narrow step", arm, width)
-            assert len(rounds) == size.narrow_rounds * 128 // width
-            (flops,) = memory.quantities(smoke, "narrow flops", arm, width)
+            rounds = quantities(smoke, "narrow step", arm, width)
+            assert len(rounds) == size.narrow.rounds * 128 // width
+            (flops,) = quantities(smoke, "narrow flops", arm, width)
             assert flops.measured == flops.predicted > 0
-    calls = [memory.quantities(smoke, "narrow calls", arm, 16)[0] for arm in ("LoRA", "full")]
+    calls = [quantities(smoke, "narrow calls", arm, 16)[0] for arm in ("LoRA", "full")]
     assert calls[0].measured > calls[1].measured
     for tokens in (1, size.sequences * size.tokens):
-        arms = {one.arm for one in memory.quantities(smoke, "forward", size=tokens)}
+        arms = {one.arm for one in quantities(smoke, "forward", size=tokens)}
         assert arms == {"base", "LoRA", "LoRA, merged"}
-    text = memory.table(smoke).splitlines()
+    text = figures.step_table(smoke).splitlines()
     assert len(text) == 10 and text[1].split()[0] == "full" and text[1].split()[-1] == "1.00"
     with pytest.raises(ValueError, match="no 'forward' of 'PEFT' at 1"):
-        memory.quantities(smoke, "forward", "PEFT", 1)
+        quantities(smoke, "forward", "PEFT", 1)
 
 
 def test_arms_train_what_they_say():
@@ -87,8 +90,8 @@ def test_peft_keeps_what_the_textbook_form_keeps():
     pytest.importorskip("peft")
     size = replace(memory.PROFILES["smoke"], peft=True)
     arms = {arm.name: arm for arm in memory.arms(size)}
-    theirs = memory.weigh(memory.make(arms["LoRA by PEFT"], size, "cpu"), 0)
-    ours = memory.weigh(memory.make(arms["LoRA, textbook form"], size, "cpu"), 0)
+    theirs = weigh(memory.make(arms["LoRA by PEFT"], size, "cpu"), 0)
+    ours = weigh(memory.make(arms["LoRA, textbook form"], size, "cpu"), 0)
     for what in BYTES:
         assert theirs[what][1:] == ours[what][1:]
     model = memory.make(arms["LoRA by PEFT"], size, "cpu").model
@@ -137,56 +140,56 @@ def texts(ax):
 def test_the_block_is_drawn_as_it_is_predicted(ax):
     step = Step(DecoderConfig(), FULL, 1, 8)
     steps = {"full": step, "Q, V": replace(step, method=LORA_QV)}
-    memory_figures.draw_block(ax, steps)
+    figures.draw_block(ax, steps)
     assert [text for text in texts(ax) if " of " in text] == ["16 of 16", "11 of 16"]
     widths = [bar.get_width() for bar in ax.patches]
     assert len(widths) == 20 and sum(widths) == pytest.approx(2 * (16 - 10 * 0.08))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["full", "Q, V"]
-    assert set(memory_figures.TENSORS) <= set(texts(ax))
+    assert set(figures.TENSORS) <= set(texts(ax))
     small = {"attention sums", "A x", "copies of A, B"}
-    assert step.block().keys() - small <= set(memory_figures.TENSORS)
+    assert step.block().keys() - small <= set(figures.TENSORS)
 
 
 def test_bars_are_as_long_as_the_bytes(ax, smoke):
-    memory_figures.draw_bytes(ax, smoke, ["full", "QLoRA"])
+    figures.draw_bytes(ax, smoke, ["full", "QLoRA"])
     lengths = [bar.get_width() * 2**20 for bar in ax.patches]
     assert len(lengths) == 2 * 2 * 4
     for arm, found in (("full", lengths[4:8]), ("QLoRA", lengths[12:])):
         whats = ("weights", "gradients", "optimizer", "activations")
-        measured = [memory.quantities(smoke, what, arm)[0].measured for what in whats]
+        measured = [quantities(smoke, what, arm)[0].measured for what in whats]
         assert found == pytest.approx(measured)
     assert sum("measured, peak" in text for text in texts(ax)) == 2
 
 
 def test_what_is_only_predicted_is_drawn_with_its_peak(ax):
     steps = memory.steps(memory.PROFILES["gpu"], "cuda")
-    memory_figures.draw_predicted(ax, steps)
+    figures.draw_predicted(ax, steps)
     held = steps["full"].bytes()
     assert sum(bar.get_width() for bar in ax.patches[:4]) * 2**30 == pytest.approx(held.total)
     assert f"peak {steps['full'].peak() / 2**30:.3g}" in texts(ax)
 
 
 def test_times_are_drawn_beside_those_of_full_fine_tuning(ax, smoke):
-    memory_figures.draw_times(ax, smoke, ["full", "LoRA"])
-    found = memory.ratios(smoke, "step", "LoRA", "full", 32)
+    figures.draw_times(ax, smoke, ["full", "LoRA"])
+    found = ratios(smoke, "step", "LoRA", "full", 32)
     assert {"1.00", f"{statistics.median(found):.2f}", "2/3"} <= set(texts(ax))
     ax.clear()
-    memory_figures.draw_widths(ax, smoke)
+    figures.draw_widths(ax, smoke)
     assert {"LoRA, by the clock", "LoRA, by count", "floor, by the clock"} <= set(texts(ax))
     assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "32"]
 
 
 def test_many_runs_in_one_pass_are_timed_and_drawn(ax, smoke):
     size = memory.PROFILES["smoke"]
-    for batch in size.cells_batches:
-        for count in size.cells:
+    for batch in size.sweeps.batches:
+        for count in size.sweeps.counts:
             for arm in ("one by one", "in one pass"):
-                times = memory.quantities(smoke, f"runs of {batch} a step", arm, count)
+                times = quantities(smoke, f"runs of {batch} a step", arm, count)
                 assert len(times) == 3 and all(one.measured > 0 for one in times)
-    memory_figures.draw_cells(ax, smoke)
+    figures.draw_cells(ax, smoke)
     assert texts(ax) == ["2 pictures a step", "3 pictures a step", "one by one"]
     drawn = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "D"]
-    seen = memory.ratios(smoke, "runs of 3 a step", "in one pass", "one by one", 1)
+    seen = ratios(smoke, "runs of 3 a step", "in one pass", "one by one", 1)
     assert drawn == [statistics.median(seen)]
 
 
@@ -194,14 +197,15 @@ def test_one_by_one_is_the_run_that_a_sweep_makes(monkeypatch):
     """The two ways that are timed do the same work: the same losses, up to rounding."""
     size = memory.PROFILES["smoke"]
     losses, results = [], []
-    real_fit, real_sweep = memory.fit, memory.sweep
+    real_fit, real_sweep = timing.fit, timing.sweep
     monkeypatch.setattr(
-        memory, "fit", lambda *a, **k: losses.append(real_fit(*a, **k).loss) or None
+        timing, "fit", lambda *a, **k: losses.append(real_fit(*a, **k).loss) or None
     )
     monkeypatch.setattr(
-        memory, "sweep", lambda *a, **k: results.append(real_sweep(*a, **k)) or results[-1]
+        timing, "sweep", lambda *a, **k: results.append(real_sweep(*a, **k)) or results[-1]
     )
-    memory.seconds_of_cells(replace(size, cells=(2,), cells_batches=(4,), cells_steps=3), "cpu")
+    few = replace(size, sweeps=replace(size.sweeps, counts=(2,), batches=(4,), steps=3))
+    timing.seconds_of_sweeps(few, "cpu")
     mine, together = losses[:2], [one.loss for one in results[0]]
     torch.testing.assert_close(torch.tensor(mine), torch.tensor(together), rtol=1e-4, atol=1e-5)
     assert mine[0] != mine[1]
@@ -212,15 +216,15 @@ def test_one_by_one_is_the_run_that_a_sweep_makes(monkeypatch):
 
 def test_the_gpu_profile_is_about_a_billion_parameters_and_fits_one_large_card():
     size = memory.PROFILES["gpu"]
-    assert 1.0e9 < size.size.parameters < 1.1e9
+    assert 1.0e9 < size.model.parameters < 1.1e9
     for arm in memory.arms(size):
         step = Step(
-            size.size, arm.method, size.sequences, size.tokens, torch.bfloat16, device="cuda"
+            size.model, arm.method, size.sequences, size.tokens, torch.bfloat16, device="cuda"
         )
         assert step.peak() < 30 * 2**30
     # Where the logits decide, the prediction needs no guess at what a block has in passing.
-    step = Step(size.size, FULL, size.sequences, size.tokens, torch.bfloat16, device="cuda")
-    held, table = step.bytes(), step.n * size.size.vocab * 2
+    step = Step(size.model, FULL, size.sequences, size.tokens, torch.bfloat16, device="cuda")
+    held, table = step.bytes(), step.n * size.model.vocab * 2
     assert step.peak() == held.weights + held.optimizer + held.activations + 3 * table
 
 
@@ -233,25 +237,17 @@ def test_the_card_is_asked_for_its_peak(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 9000)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
-    found = memory.weigh(training, start=1000)
+    found = weigh(training, start=1000)
     assert found["peak"][1] == (5000 - 1000) + (9000 - 5000)
     assert found["weights"][1] == found["weights"][2]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-def test_the_gpu_profile_runs_on_a_card_and_the_others_on_the_cpu(monkeypatch):
-    devices = []
-
-    def stop(profile, device):
-        devices.append(device)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(memory, "bytes_of_arms", stop)
-    monkeypatch.setattr(memory, "attention_without_tables", memory.attention_without_tables)
-    for profile in ("gpu", "cpu", "smoke"):
-        with pytest.raises(KeyboardInterrupt):
-            memory.run(profile)
-    assert devices == ["cuda", "cpu", "cpu"]
+def test_only_the_gpu_profile_runs_on_a_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, device in (("gpu", "cuda"), ("cpu", "cpu"), ("smoke", "cpu")):
+        size = memory.PROFILES[name]
+        machine = memory.EXPERIMENT._machine(size, None, None, None, False)
+        assert machine.device.type == device
 
 
 def test_a_recording_from_a_card_keeps_to_the_prediction():
@@ -259,7 +255,7 @@ def test_a_recording_from_a_card_keeps_to_the_prediction():
     if found is None:
         pytest.skip("not recorded yet")
     for what in BYTES:
-        for one in memory.quantities(found, what):
+        for one in quantities(found, what):
             if one.predicted:
                 assert one.measured == pytest.approx(one.predicted, rel=0.02), (one.arm, what)
 

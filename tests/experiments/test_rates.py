@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -13,15 +13,17 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from experiment_help import note_work, plain
 from torch import nn
 
 import minilora
 from minilora import LoRAConfig, experiments
-from minilora.experiments import rank, rates, recording, sweeps
+from minilora.experiments import families, rates, recording, sums
+from minilora.experiments.families import BOTH, FINAL, AdapterRun, Family, Recipe, Task, WholeRun
+from minilora.experiments.rates import experiment
 from minilora.experiments.recording import Row
-from minilora.experiments.sweeps import Named, Place, Recipe, Whole, best_rate
+from minilora.experiments.running import Machine
 from minilora.lab import data
-from minilora.lab import sweep as sweep_module
 from minilora.lab.sweep import Cell
 from minilora.lab.training import batches, evaluate, fit, learning_rate, set_seed
 from minilora.lab.transformer import TransformerClassifier
@@ -47,7 +49,7 @@ SIZE = replace(
     more_seeds=(2,),
 )
 SIX = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-CPU = Place(torch.device("cpu"), jobs=1, folder=None, source="", progress=False)
+CPU = Machine(torch.device("cpu"))
 
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -55,48 +57,20 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture(scope="module")
 def base(cache: None) -> TransformerClassifier:
-    return rank.adder(SIZE.base)
+    return sums.adder(SIZE.sums)
 
 
 def run(**given: Any) -> recording.Recording:
     return rates.run(SIZE, device="cpu", **{"jobs": 1, **given})
 
 
-def watch(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
-    """Note every pass and every whole model that is trained; stop before the one after ``stop``."""
-    done: list[str] = []
-
-    def noting(real: Callable[..., Any], what: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*given: Any, **more: Any) -> Any:
-            if len(done) == stop:
-                raise KeyboardInterrupt
-            done.append(repr(what(*given)))
-            return real(*given, **more)
-
-        return noted
-
-    def cells_and_settings(base: Any, pairs: Any, scored: Any, *rest: Any) -> Any:
-        x, _ = scored["test"]  # inverted or not
-        return x.sum().item(), rest
-
-    train = noting(sweep_module._train, cells_and_settings)
-    patch.setattr(sweep_module, "_train", train)
-    patch.setattr(sweeps, "_one_whole", noting(sweeps._one_whole, lambda cell: cell))
-    return done
-
-
 @pytest.fixture(scope="module")
 def everything(cache: None) -> tuple[recording.Recording, list[str]]:
     """A run of all parts, and all that it has trained."""
     with pytest.MonkeyPatch.context() as patch:
-        done = watch(patch)
+        done = note_work(patch)
         found = run()
-    assert len(set(done)) == len(done)
     return found, done
-
-
-def plain(rows: Sequence[Row]) -> list[Row]:
-    return [replace(row, seconds=0.0) for row in rows]
 
 
 # ---------------------------------------------------------------- which rows there are
@@ -193,9 +167,10 @@ def test_the_ladders_of_a_profile_are_fair(name):
     size = rates.PROFILES[name]
     seen: list[tuple[str, str, float, int]] = []
     for part in rates.PARTS:
-        for setting, cells, _ in rates.sweeps(size, part):
-            seen += [(setting, one.arm, one.cell.lr, one.cell.seed) for one in cells]
-        seen += [(part, one.arm, one.lr, one.seed) for one in rates.whole(size, part)]
+        for setting, cells, _ in experiment.sweeps(size, part):
+            seen += [(setting, one.arm, one.lr, one.cell.seed) for one in cells]
+        whole = experiment.full_fine_tunings(size, part)
+        seen += [(part, one.arm, one.lr, one.seed) for one in whole]
     assert len(seen) == len(set(seen))
     assert not set(size.seeds) & set(size.more_seeds)
     for setting, arm in {(setting, arm) for setting, arm, _, _ in seen}:
@@ -296,6 +271,7 @@ def own_parameters(model: TransformerClassifier, which: str) -> list[nn.Paramete
             model.positions,
         ],
         "head": list(model.head.parameters()),
+        "biases of the blocks": [p for n, p in model.blocks.named_parameters() if "bias" in n],
     }[which]
 
 
@@ -392,7 +368,7 @@ def test_pictures_are_inverted_in_all_three_sets_and_in_one_part_only():
 def test_the_other_start_has_a_at_zero_and_b_as_wide_as_a_linear_layer():
     set_seed(0)
     model = nn.Sequential(nn.Linear(30, 400))
-    minilora.add_lora(model, LoRAConfig(r=4, alpha=4, targets=["0"], init=rates.zero_a))
+    minilora.add_lora(model, LoRAConfig(r=4, alpha=4, targets=["0"], init=experiment.zero_a))
     layer = minilora.lora_layers(model)["0"]
     assert not layer.A.any()
     assert 0.49 < layer.B.abs().max() <= 0.5  # 1/√4
@@ -400,7 +376,7 @@ def test_the_other_start_has_a_at_zero_and_b_as_wide_as_a_linear_layer():
 
 
 def test_the_base_as_it_is_is_scored_on_test_data(base):
-    row = sweeps.untrained("base", base, rates.task(SIZE, "inverted"))
+    row = families.untrained("base", base, rates.task(SIZE, "inverted"))
     found = evaluate(base, *pictures(0, change=True)["final"])
     assert (row.stage, row.parameters, row.lr) == ("final", None, None)
     assert (row.accuracy, row.log_loss) == (found.accuracy, found.log_loss)
@@ -409,79 +385,47 @@ def test_the_base_as_it_is_is_scored_on_test_data(base):
 # ---------------------------------------------------------------- parts of the model itself
 
 
-@pytest.mark.parametrize("which", sweeps.TRAINED)
+@pytest.mark.parametrize("which", families.TRAINED)
 def test_names_pick_the_parameters_that_they_say(which):
-    config = replace(SIZE.base.model, layers=2)
+    config = replace(SIZE.sums.model, layers=2)
     model = TransformerClassifier(config)
     right = {id(p) for p in own_parameters(model, which)}
     for name, parameter in model.named_parameters():
-        assert sweeps.TRAINED[which](name) == (id(parameter) in right), name
+        assert families.TRAINED[which](name) == (id(parameter) in right), name
 
 
-@pytest.mark.parametrize("which", sweeps.TRAINED)
+@pytest.mark.parametrize("which", families.TRAINED)
 def test_a_run_trains_what_its_name_says(which, base):
     task = rates.task(SIZE, "adam")
     before = copy.deepcopy(base.state_dict())
-    cells = [Whole("x", "full", lr, 1, which) for lr in (1e-3, 2e-2)]
-    rows = sweeps.whole_models("own", cells, base, task, Recipe(STEPS), place=CPU)
-    assert [row.stage for row in rows] == ["tune", "tune", "final"]
+    runs = [WholeRun("x", "full", lr, 1, which) for lr in (1e-3, 2e-2)]
+    rows = Family("own", base, task, Recipe(STEPS), CPU).train(runs, BOTH)
+    assert [row.stage for row in rows] == ["tune", "tune", "final", "final"]
     for row in rows:
         assert agrees(row, whole_alone(base, lr=row.lr, seed=1, which=which))
         assert row.parameters == sum(p.numel() for p in own_parameters(base, which))
     assert all(torch.equal(now, before[name]) for name, now in base.state_dict().items())
 
 
-# ---------------------------------------------------------------- choosing a rate
+# ---------------------------------------------------------------- runs that diverge
 
 
-def tuned(lr: float, loss: float | None, seed: int = 0, **changes: Any) -> Row:
-    row = Row(
-        stage="tune",
-        arm="a",
-        kind="lora",
-        r=1,
-        labels=40,
-        seed=seed,
-        lr=lr,
-        setting=None,
-        parameters=10,
-        accuracy=None if loss is None else 0.5,
-        log_loss=loss,
-        train_loss=0.5,
-        seconds=0.1,
-        diverged=loss is None,
-    )
-    return replace(row, **changes)
-
-
-def test_the_best_rate_is_that_of_the_lowest_mean():
-    rows = [
-        *(tuned(0.1, loss, seed) for seed, loss in enumerate((0.1, 3.0))),  # the best single run
-        *(tuned(0.03, loss, seed) for seed, loss in enumerate((1.0, 1.2))),
-        *(tuned(0.01, loss, seed) for seed, loss in enumerate((1.3, 1.1))),
-        tuned(0.3, 0.2, stage="final"),  # test data have no say
-        tuned(0.3, 0.2, arm="b"),
-    ]
-    assert best_rate(rows, "a") == best_rate(rows[::-1], "a") == 0.03
-    with pytest.raises(ValueError, match="no tuning runs of 'c'"):
-        best_rate(rows, "c")
-
-
-def test_the_lower_of_two_tied_rates_is_taken():
-    rows = [tuned(lr, 1.0) for lr in (0.03, 0.01, 0.1)]
-    assert best_rate(rows, "a") == best_rate(rows[::-1], "a") == 0.01
-
-
-def test_a_rate_that_diverged_once_is_never_taken():
-    rows = [tuned(0.1, 0.1), tuned(0.1, None, 1), tuned(0.01, 5.0), tuned(0.01, 6.0, 1)]
-    assert best_rate(rows, "a") == best_rate(rows[::-1], "a") == 0.01
+def judged(
+    base: TransformerClassifier,
+    task: Task,
+    recipe: Recipe,
+    runs: Sequence[families.Run],
+    seeds: dict[str, tuple[int, ...]],
+) -> list[Row]:
+    family = Family("x", base, task, recipe, CPU)
+    return family.tested(family.train(runs, BOTH), {run.arm: run for run in runs}, seeds)
 
 
 def test_adapters_that_diverge_have_no_numbers_and_no_part_in_the_test(base, everything):
     task, config = rates.task(SIZE, "adam"), LoRAConfig(r=2, alpha=8, targets=SIX)
-    cells = [Named("a", Cell(config, lr, seed)) for lr in (1e30, 1e-2) for seed in (0, 1)]
-    cells.append(Named("lost", Cell(config, 1e31)))
-    rows = sweeps.adapters("x", cells, base, task, Recipe(4), place=CPU, more={"a": [5]})
+    runs = [AdapterRun("a", Cell(config, lr, seed)) for lr in (1e30, 1e-2) for seed in (0, 1)]
+    runs.append(AdapterRun("lost", Cell(config, 1e31)))
+    rows = judged(base, task, Recipe(4), runs, {"a": (0, 1, 5), "lost": (0,)})
     assert [(row.lr, row.diverged) for row in rows if row.stage == "tune"] == [
         (1e30, True),
         (1e30, True),
@@ -507,9 +451,8 @@ def test_whole_models_that_diverge_have_no_numbers_and_no_part_in_the_test(
 ):
     """With a single step the loss is still a number, and what the step has left is not."""
     task = rates.task(SIZE, "adam")
-    cells = [Whole("full", "full", rate, 0) for rate in (lr, 1e-3)]
-    more = {"full": [5]}
-    rows = sweeps.whole_models("x", cells, base, task, Recipe(steps), place=CPU, more=more)
+    runs = [WholeRun("full", "full", rate) for rate in (lr, 1e-3)]
+    rows = judged(base, task, Recipe(steps), runs, {"full": (0, 5)})
     assert [(row.stage, row.lr, row.seed, row.diverged) for row in rows] == [
         ("tune", lr, 0, True),
         ("tune", 1e-3, 0, False),
@@ -523,61 +466,36 @@ def test_whole_models_that_diverge_have_no_numbers_and_no_part_in_the_test(
 # ---------------------------------------------------------------- what is refused
 
 
-def never(*arguments: Any) -> list[Row]:
-    raise AssertionError("something was run before the refusal")
-
-
-def test_a_part_that_there_is_not_is_refused(monkeypatch):
+def test_a_part_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no part 'adan'; there are adam, scaling, plus"):
-        rates.sweeps(SIZE, "adan")
-    monkeypatch.setattr(rates, "_part", never)
-    with pytest.raises(ValueError, match="no part 'adan'; there are adam, scaling, plus"):
-        run(parts=["batch", "adan"])
-
-
-def test_a_recording_of_some_parts_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(rates, "_part", never)
-    with pytest.raises(ValueError, match="holds all parts: leave either parts or out away"):
-        run(parts=rates.PARTS[:-1], out=tmp_path)
-    assert not list(tmp_path.iterdir())
+        experiment.sweeps(SIZE, "adan")
 
 
 def test_another_optimizer_for_whole_models_is_refused(base):
-    cells, recipe = [Whole("full", "full", 0.1, 0)], Recipe(2, optimizer="sgd")
-    with pytest.raises(ValueError, match="with 'adamw', found 'sgd'"):
-        sweeps.whole_models("x", cells, base, rates.task(SIZE, "adam"), recipe, place=CPU)
+    family = Family("x", base, rates.task(SIZE, "adam"), Recipe(2, optimizer="sgd"), CPU)
+    with pytest.raises(ValueError, match="with 'adamw', not 'sgd'"):
+        family.train([WholeRun("full", "full", 0.1)], FINAL)
 
 
 # ---------------------------------------------------------------- stopped, spread, written
 
 
 # Between two passes of "scaling-sgd", and in the full fine-tuning of "inverted".
-@pytest.mark.parametrize("stop", [12, 23])
+@pytest.mark.parametrize("stop", [12, 18])
 def test_a_stopped_run_goes_on_where_it_was(stop, everything, tmp_path):
     whole, done = everything
     with pytest.MonkeyPatch.context() as patch:
-        first = watch(patch, stop)
+        first = note_work(patch, stop)
         with pytest.raises(KeyboardInterrupt):
             run(out=tmp_path)
     (folder,) = tmp_path.iterdir()
     assert folder.is_dir() and any(folder.iterdir())
     with pytest.MonkeyPatch.context() as patch:
-        then = watch(patch)
+        then = note_work(patch)
         resumed = run(out=tmp_path)
     assert first + then == done  # nothing twice, nothing left out
     assert plain(resumed.rows) == plain(whole.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["rates.smoke.json"]
-
-
-def test_changed_code_does_not_go_on_from_what_other_code_has_left(everything, tmp_path):
-    _, done = everything
-    for source in ("0" * 64, "1" * 64):
-        with pytest.MonkeyPatch.context() as patch:
-            begun = watch(patch, stop=5)
-            patch.setattr(sweeps, "source_of", lambda name, source=source: source)
-            with pytest.raises(KeyboardInterrupt):
-                run(out=tmp_path)
-        assert begun == done[:5]
 
 
 def test_processes_change_nothing(by_part, monkeypatch):
@@ -590,7 +508,7 @@ def test_processes_change_nothing(by_part, monkeypatch):
 
     monkeypatch.setattr(joblib, "Parallel", noted)
     there = run(parts=["inverted"], jobs=2).rows
-    assert asked == [2, 2, 2]  # the sweep, the full fine-tunings, and those for the test
+    assert asked == [2, 2]  # the sweep, and the full fine-tunings
     here = by_part["inverted"]
     numbers = {"seconds": 0.0, "log_loss": None, "train_loss": None, "accuracy": None}
     for one, other in zip(here, there, strict=True):
@@ -604,7 +522,7 @@ def test_the_recording_of_the_smoke_profile_is_sound(tmp_path):
     (path,) = tmp_path.iterdir()
     content = json.loads(path.read_text(encoding="utf-8"))
     recording.check_recording(content)
-    assert content["settings"]["base"]["model"]["width"] == 8
+    assert content["settings"]["sums"]["model"]["width"] == 8
     back = experiments.load_recording("rates", "smoke", tmp_path)
     assert not experiments.is_stale(back)
     assert {row.arm for row in back.rows} == {arm for arms in PROMISED.values() for arm, *_ in arms}

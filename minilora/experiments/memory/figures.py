@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from minilora.experiments.memory import quantities, ratios
 from minilora.experiments.recording import Recording
+from minilora.experiments.summaries import quantities, ratios
 from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line
 from minilora.lab.predicting import Step
 
@@ -19,7 +19,7 @@ PILES = {
     "optimizer": (COLORS["neighbours"], "\\\\\\"),
     "activations": (COLORS["random"], "..."),
 }
-NAMES = {"optimizer": "optimizer state"}
+PILE_NAMES = {"optimizer": "optimizer state"}
 #: What a block keeps, in the order in which it is made, with its width in units of n × width.
 TENSORS = {
     "norm1 in": 1,
@@ -33,7 +33,7 @@ TENSORS = {
     "GELU in": 4,
     "down in": 4,
 }
-UNITS = {"MiB": 2**20, "GiB": 2**30}
+BYTES_IN = {"MiB": 2**20, "GiB": 2**30}
 
 
 def draw_block(ax: Axes, steps: Mapping[str, Step]) -> None:
@@ -68,9 +68,9 @@ def draw_bytes(ax: Axes, recording: Recording, arms: Sequence[str], unit: str = 
     for place, arm in enumerate(arms):
         found = {what: quantities(recording, what, arm)[0] for what in (*PILES, "peak")}
         for shift, which, fill in ((-0.19, "predicted", "white"), (0.19, "measured", INK)):
-            sizes = {name: (getattr(found[name], which) or 0) / UNITS[unit] for name in PILES}
+            sizes = {name: (getattr(found[name], which) or 0) / BYTES_IN[unit] for name in PILES}
             _stack(ax, place + shift, sizes, 0.34, names=place == 0 and which == "predicted")
-            peak = (getattr(found["peak"], which) or 0) / UNITS[unit]
+            peak = (getattr(found["peak"], which) or 0) / BYTES_IN[unit]
             ax.plot(peak, place + shift, "D", color=INK, mfc=fill, markersize=5.5, zorder=5)
             end = max(sum(sizes.values()), peak)
             label_line(ax, (end, place + shift), f"{which}, peak {peak:.3g}", offset=(9, 0))
@@ -81,10 +81,10 @@ def draw_predicted(ax: Axes, steps: Mapping[str, Step], unit: str = "GiB") -> No
     """What each step would hold, in piles, by prediction alone, and its peak marked."""
     for place, step in enumerate(steps.values()):
         held = step.bytes()
-        sizes = {name: getattr(held, name) / UNITS[unit] for name in PILES}
-        sizes["activations"] += held.logits / UNITS[unit]
+        sizes = {name: getattr(held, name) / BYTES_IN[unit] for name in PILES}
+        sizes["activations"] += held.logits / BYTES_IN[unit]
         _stack(ax, place, sizes, 0.5, names=place == 0)
-        peak = step.peak() / UNITS[unit]
+        peak = step.peak() / BYTES_IN[unit]
         ax.plot(peak, place, "D", color=INK, mfc="white", markersize=6, zorder=5)
         end = max(peak, sum(sizes.values()))
         label_line(ax, (end, place), f"peak {peak:.3g}", color=INK, offset=(9, 0))
@@ -99,7 +99,7 @@ def _stack(ax: Axes, place: float, sizes: Mapping[str, float], height: float, na
             place, size, height, left, color=color, hatch=hatch, edgecolor="white", linewidth=0.6
         )
         if names:
-            x, text = left + size / 2, NAMES.get(name, name)
+            x, text = left + size / 2, PILE_NAMES.get(name, name)
             ax.text(x, place - 0.6 * height - 0.04, text, ha="center", va="bottom", fontsize=10)
         left += size
 
@@ -113,7 +113,7 @@ def _finish(ax: Axes, names: list[str], unit: str) -> None:
 
 def draw_times(ax: Axes, recording: Recording, arms: Sequence[str]) -> None:
     """The time of a step, divided by that of full fine-tuning in the same round."""
-    width = int(recording.settings["size"]["width"])
+    width = int(recording.settings["model"]["width"])
     for place, arm in enumerate(arms):
         kind = quantities(recording, "step", arm)[0].kind
         color, marker = COLORS[kind], MARKERS[kind] or "|"
@@ -193,3 +193,19 @@ def draw_cells(ax: Axes, recording: Recording) -> None:
     ax.set_xticks(counts, labels=[f"{count}" for count in counts])
     ax.minorticks_off()
     ax.set(xlabel="runs in one pass", ylabel="time of a run ÷ its time alone", ylim=(0, None))
+
+
+def step_table(recording: Recording) -> str:
+    """A line for each arm: the peak, predicted and measured, in GiB, and the time of a step."""
+    width = int(recording.settings["model"]["width"])
+    names = list(dict.fromkeys(one.arm for one in quantities(recording, "peak")))
+    lines = [f"{'':<22}{'predicted':>11}{'measured':>10}  GiB {'seconds':>10}{'÷ full':>9}"]
+    for name in names:
+        (peak,) = quantities(recording, "peak", name)
+        seconds = [one.measured for one in quantities(recording, "step", name)]
+        share = statistics.median(ratios(recording, "step", name, "full", width))
+        lines.append(
+            f"{name:<22}{(peak.predicted or 0) / 2**30:>11.3f}{peak.measured / 2**30:>10.3f}"
+            f"{statistics.median(seconds):>15.3f}{share:>9.2f}"
+        )
+    return "\n".join(lines)

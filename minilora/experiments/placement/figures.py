@@ -11,7 +11,7 @@ from minilora.experiments.recording import Recording, Row
 from minilora.experiments.summaries import paired, summarise
 from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, LineStyle, label_line
 
-NAMES = {"accuracy": "test accuracy (%)", "log_loss": "test log loss (nats)"}
+AXES = {"accuracy": "test accuracy (%)", "log_loss": "test log loss (nats)"}
 DIFFERENCES = {"accuracy": "points of accuracy", "log_loss": "nats of log loss"}
 STYLES: tuple[LineStyle, ...] = (":", "--", "-.", "-")
 
@@ -58,7 +58,7 @@ def draw_comparison(
     for ax in axes:
         ax.set_ylim(len(arms) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
-    left.set_xlabel(NAMES[metric])
+    left.set_xlabel(AXES[metric])
     right.set_xlabel(f"{DIFFERENCES[metric]}, minus those of {reference}")
 
 
@@ -80,7 +80,7 @@ def draw_sizes(
         place = size, 100 * one.accuracy
         label_line(ax, place, arm, color=color, offset=(dx, dy), ha=ha)
     ax.set_xscale("log")
-    ax.set(xlabel="trained parameters", ylabel=NAMES["accuracy"])
+    ax.set(xlabel="trained parameters", ylabel=AXES["accuracy"])
 
 
 def draw_shift(
@@ -126,7 +126,7 @@ def draw_shift(
             end = float(places[-1]), means[-1]
             label_line(axes[1], end, f"r = {r}", color=COLORS["lora"], offset=(12, 0))
     axes[1].axhline(0, color=INK, linewidth=1)
-    axes[0].set(ylabel=NAMES["accuracy"], ylim=(0, 100))
+    axes[0].set(ylabel=AXES["accuracy"], ylim=(0, 100))
     axes[1].set(ylabel=f"nats above r = {top}")
     for ax in axes:
         ax.set_xticks(places, labels=list(shifts.values()))

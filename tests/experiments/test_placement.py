@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from experiment_help import note_work, plain
 
 import minilora
-from minilora.experiments import placement, placement_figures, rank, recording, sweeps
-from minilora.experiments.recording import Recording, Row
+from minilora.experiments import placement, recording
+from minilora.experiments.placement import experiment, figures
+from minilora.experiments.placement.shifts import task as shifted_task
+from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import paired
-from minilora.experiments.sweeps import best_rate
+from minilora.experiments.tuning import RATES, best_rate
 from minilora.lab import data
-from minilora.lab import sweep as sweep_module
 from minilora.lab.training import evaluate
 from minilora.lab.transformer import TransformerClassifier
 
@@ -38,33 +40,10 @@ def run(**given: Any) -> Recording:
     return placement.run(SIZE, **{"device": "cpu", "jobs": 1, **given})
 
 
-def count_work(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
-    """Note all cells and models that are trained; stop before one more than ``stop``."""
-    done: list[str] = []
-
-    def noting(real: Callable[..., Any], what: Callable[..., list[str]]) -> Callable[..., Any]:
-        def noted(*given: Any, **more: Any) -> Any:
-            if stop is not None and len(done) >= stop:
-                raise KeyboardInterrupt
-            result = real(*given, **more)
-            done.extend(what(*given))
-            return result
-
-        return noted
-
-    def cells(base: Any, pairs: Any, scored: Any, settings: Any, keep: Any, chosen: Any) -> Any:
-        pictures = scored["test"][0][:, :, 0].sum().item()  # one shift or another
-        return [f"{cell} {pictures}" for cell in chosen]
-
-    patch.setattr(sweep_module, "_train", noting(sweep_module._train, cells))
-    patch.setattr(sweeps, "_one_whole", noting(sweeps._one_whole, lambda cell: [repr(cell)]))
-    return done
-
-
 @pytest.fixture(scope="module")
 def everything(cache: None) -> tuple[Recording, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
-        done = count_work(patch)
+        done = note_work(patch)
         found = run()
     return found, done
 
@@ -78,8 +57,8 @@ SHIFTS = ("turned 90°", "exchanged 50%")
 @pytest.mark.parametrize("name", placement.PROFILES)
 def test_each_place_spends_the_budget_and_no_more(name: str) -> None:
     size = placement.PROFILES[name]
-    model = TransformerClassifier(size.base.model)
-    limit = size.budget * size.base.model.layers
+    model = TransformerClassifier(size.sums.model)
+    limit = size.budget * size.sums.model.layers
     configs = placement.placements(size, "places")
     assert len(configs) == len(placement.PLACES) == 10
     for arm, config in configs.items():
@@ -92,10 +71,10 @@ def test_each_place_spends_the_budget_and_no_more(name: str) -> None:
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_one_block_trains_what_all_six_do_in_all(name: str) -> None:
     size = placement.PROFILES[name]
-    model = TransformerClassifier(size.base.model)
+    model = TransformerClassifier(size.sums.model)
     (every,) = [c for a, c in placement.placements(size, "places").items() if "all six" in a]
     blocks = placement.placements(size, "blocks")
-    assert len(blocks) == size.base.model.layers
+    assert len(blocks) == size.sums.model.layers
     for number, config in enumerate(blocks.values()):
         assert minilora.predict_trainable(model, config) == minilora.predict_trainable(model, every)
         taken = [p for p, _ in model.named_modules() if re.fullmatch(str(config.targets), p)]
@@ -157,56 +136,20 @@ def test_the_rank_of_a_turn_by_right_angles(degrees: int, cycles: int) -> None:
 
 
 def test_new_answers_are_what_is_missing_to_18() -> None:
-    x, y = placement.renamed(30, seed=4)
+    x, y = experiment.renamed(30, seed=4)
     pairs = data.pairs(data.printed_digits(60, 4), 30, 4)
     assert torch.equal(x, pairs.x)
     assert torch.equal(y + pairs.y, torch.full_like(y, 18))
 
 
 def test_labelled_pictures_validation_and_test_are_changed_and_differ() -> None:
-    task = placement.task(SIZE, "turned", placement.shifts(SIZE, "turned")["turned 90°"])
+    task = shifted_task(SIZE.shift, partial(placement.turn, 90))
     plain = placement.task(SIZE, "turned")
     assert torch.equal(task.labelled(0)[0], placement.turn(90, plain.labelled(0)[0]))
     seen = [task.labelled(0), task.labelled(1), *task.scored.values()]
     firsts = {float(x[:20].sum()) for x, _ in seen}
     assert len(firsts) == 4
-    assert len(task.labelled(0)[1]) == SIZE.shift_labels
-
-
-# ---------------------------------------------------------------- the rates
-
-
-def test_tuning_goes_on_until_the_best_rate_lies_inside() -> None:
-    ladder = rank.RATES
-    wanted = {"low": 1, "high": 9, "first": 0, "last": len(ladder) - 1}
-    calls: list[tuple[dict[str, tuple[float, ...]], bool]] = []
-
-    def train(ladders: Any, last: bool) -> list[Row]:
-        calls.append((dict(ladders), last))
-        return [
-            Row("tune", arm, "lora", 1, 40, 0, lr, None, 1, 0.5, abs(at - wanted[arm]) + 1.0, 0, 0)
-            for arm, rates in ladders.items()
-            for at, lr in ((ladder.index(rate), rate) for rate in rates)
-        ]
-
-    rows = placement.tuned(train, {"low": 4, "high": 6, "first": 0, "last": 10}, rungs=1)
-    tried = {arm: sorted(row.lr or 0 for row in rows if row.arm == arm) for arm in wanted}
-    assert tried["low"] == list(ladder[0:6])
-    assert tried["high"] == list(ladder[5:11])
-    assert tried["first"] == list(ladder[:2])  # nothing lies below
-    assert tried["last"] == list(ladder[9:])  # and nothing above
-    assert {arm: ladder.index(best_rate(rows, arm)) for arm in wanted} == wanted
-    assert [last for _, last in calls] == [False] * (len(calls) - 1) + [True]
-
-
-def test_a_wider_model_starts_lower() -> None:
-    base = TransformerClassifier(SIZE.base.model)
-    for shift in (0, 1):
-        size = replace(SIZE, base=replace(SIZE.base, rate_shift=shift))
-        place = sweeps.Place(torch.device("cpu"), 1, None, "", False)
-        task, recipe = placement.task(size, "places"), sweeps.Recipe(1)
-        work = placement._Work(size, "x", base, task, recipe, place, (0,), 1)
-        assert work._starts({"a": 2.2e-2}) == {"a": rank.RATES.index(2.2e-2) - shift}
+    assert len(task.labelled(0)[1]) == SIZE.shift.labels
 
 
 # ---------------------------------------------------------------- the run
@@ -217,7 +160,7 @@ def test_every_arm_of_every_part_is_there(everything: tuple[Recording, list[str]
     wanted = {"base, turned 90°", "base, exchanged 50%", "the head, new answers", *OWN}
     for part in ("places", "rank", "blocks", "answers", "own"):
         wanted |= placement.placements(SIZE, part).keys()
-    wanted |= {f"r={r}, {name}" for r in SIZE.shift_ranks for name in SHIFTS}
+    wanted |= {f"r={r}, {name}" for r in SIZE.shift.ranks for name in SHIFTS}
     assert {row.arm for row in found.rows} == wanted
 
 
@@ -235,8 +178,8 @@ def test_rates_are_tuned_with_few_seeds_and_tested_with_all(
         assert {row.seed for row in tuned} == ({0, 1} if close else {0})
         assert sorted(row.seed for row in tested) == [0, 1, 2]
         assert {row.lr for row in tested} == {best}
-        assert len(tried) >= 3 or best in (rank.RATES[0], rank.RATES[-1])
-        if best not in (rank.RATES[0], rank.RATES[-1]):
+        assert len(tried) >= 3 or best in (RATES[0], RATES[-1])
+        if best not in (RATES[0], RATES[-1]):
             assert tried[0] < best < tried[-1]
 
 
@@ -244,7 +187,7 @@ def test_parameters_are_those_that_train(everything: tuple[Recording, list[str]]
     found, _ = everything
     counts = {row.arm: row.parameters for row in found.rows}
     assert {arm: counts[arm] for arm in OWN} == OWN
-    model = TransformerClassifier(SIZE.base.model)
+    model = TransformerClassifier(SIZE.sums.model)
     for part in ("places", "rank", "blocks", "answers", "own"):
         for arm, config in placement.placements(SIZE, part).items():
             assert counts[arm] == minilora.predict_trainable(model, config)
@@ -256,18 +199,18 @@ def test_the_base_is_judged_on_the_shifted_test_pictures(
     found, _ = everything
     (row,) = [row for row in found.rows if row.arm == "base, turned 90°"]
     x, y = placement.task(SIZE, "turned").test
-    seen = evaluate(placement.reader(SIZE, torch.device("cpu")), placement.turn(90, x), y)
+    seen = evaluate(
+        placement.reader(SIZE.shift.reader, torch.device("cpu")), placement.turn(90, x), y
+    )
     assert row.log_loss == pytest.approx(seen.log_loss, rel=1e-6)
-    assert row.stage == "final" and row.labels == SIZE.shift_labels
+    assert row.stage == "final" and row.labels == SIZE.shift.labels
 
 
 def test_parts_by_themselves_give_the_same_rows(everything: tuple[Recording, list[str]]) -> None:
     found, _ = everything
     alone = run(parts=["blocks"])
     same = [row for row in found.rows if row.setting == "blocks"]
-    assert [replace(row, seconds=0) for row in alone.rows] == [
-        replace(row, seconds=0) for row in same
-    ]
+    assert plain(alone.rows) == plain(same)
 
 
 def test_no_run_is_made_twice_or_for_nothing(everything: tuple[Recording, list[str]]) -> None:
@@ -281,26 +224,21 @@ def test_no_run_is_made_twice_or_for_nothing(everything: tuple[Recording, list[s
 def test_a_stopped_run_goes_on(tmp_path: Any, everything: tuple[Recording, list[str]]) -> None:
     found, all_work = everything
     with pytest.MonkeyPatch.context() as patch:
-        first = count_work(patch, stop=len(all_work) // 2)
+        first = note_work(patch, stop=60)
         with pytest.raises(KeyboardInterrupt):
             run(out=tmp_path)
+    assert 0 < len(first) < len(all_work)
     assert not list(tmp_path.glob("*.json"))
     with pytest.MonkeyPatch.context() as patch:
-        second = count_work(patch)
+        second = note_work(patch)
         again = run(out=tmp_path)
-    assert first and len(first) + len(second) == len(all_work)
-    assert [replace(row, seconds=0) for row in again.rows] == [
-        replace(row, seconds=0) for row in found.rows
-    ]
+    assert first + second == all_work
+    assert plain(again.rows) == plain(found.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["placement.smoke.json"]
     recording.read_recording(tmp_path / "placement.smoke.json")
 
 
-def test_unknown_parts_and_half_recordings_are_refused(tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"no part 'attic'; there are places, rank"):
-        run(parts=["attic"])
-    with pytest.raises(ValueError, match="all parts"):
-        run(parts=["places"], out=tmp_path)
+def test_a_part_without_placements_is_refused() -> None:
     with pytest.raises(ValueError, match="no placements in part 'turned'"):
         placement.placements(SIZE, "turned")
 
@@ -313,7 +251,7 @@ def test_figures_draw_what_the_rows_say(everything: tuple[Recording, list[str]])
     arms = list(placement.placements(SIZE, "places"))
     reference = arms[-1]
     figure, axes = plt.subplots(1, 2)
-    placement_figures.draw_comparison(axes, found, arms, reference)
+    figures.draw_comparison(axes, found, arms, reference)
     means = [line.get_xdata()[0] for line in axes[1].lines if len(line.get_xdata()) == 1]
     wanted = [paired(found, arm, reference, "log_loss", 40).mean for arm in arms[:-1]]
     assert means == pytest.approx(wanted)
@@ -323,7 +261,7 @@ def test_figures_draw_what_the_rows_say(everything: tuple[Recording, list[str]])
     ]
     plt.close(figure)
     figure, axes = plt.subplots(1, 2)
-    placement_figures.draw_comparison(axes, found, arms, reference, limit=0)
+    figures.draw_comparison(axes, found, arms, reference, limit=0)
     words = [text.get_text() for text in axes[1].texts]
     assert sum("→" in text for text in words) == len(arms) - 1
     plt.close(figure)
@@ -334,9 +272,9 @@ def test_the_shift_figure_compares_with_the_largest_rank(
 ) -> None:
     found, _ = everything
     figure, axes = plt.subplots(2, 1)
-    placement_figures.draw_shift(axes, found, {"turned 90°": "90°"}, SIZE.shift_ranks, names=True)
+    figures.draw_shift(axes, found, {"turned 90°": "90°"}, SIZE.shift.ranks, names=True)
     (line,) = [line for line in axes[1].lines if line.get_marker() == "o"]
-    p = paired(found, "r=1, turned 90°", "r=2, turned 90°", "log_loss", SIZE.shift_labels)
+    p = paired(found, "r=1, turned 90°", "r=2, turned 90°", "log_loss", SIZE.shift.labels)
     assert line.get_ydata()[0] == pytest.approx(p.mean)
     assert [text.get_text() for text in axes[0].texts] == ["untrained", "r = 1", "r = 2"]
     plt.close(figure)

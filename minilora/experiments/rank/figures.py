@@ -1,4 +1,4 @@
-"""The figures that a page and a recording share, drawn from raw rows in the house style."""
+"""The figures of chapter 8, drawn from the raw rows of the rank experiment."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording
-from minilora.experiments.summaries import Summary, summarise, tuning_curve
+from minilora.experiments.summaries import ArmResult, summarise, tuning_curve
 from minilora.lab.plotting import COLORS, LINESTYLES, MARKERS, LineStyle, label_line
 
 #: Where an arm's name stands: offset in points, and the side of the text that faces the mark.
-PLACES = {
+NAME_SIDES = {
     "lora": (0, 12, "center"),  # beyond the best run
     "random": (0, -12, "center"),  # beyond the worst
     "full": (-10, -2, "right"),
@@ -63,7 +63,7 @@ def draw_arms(
         size = float(arm.parameters or 0)
         ax.plot([size] * len(runs), runs, ".", color=color, alpha=0.5)
         ax.plot(size, mean, MARKERS[arm.kind], color=color, markersize=9)
-        dx, dy, ha = PLACES[arm.kind]
+        dx, dy, ha = NAME_SIDES[arm.kind]
         up = 1 if metric == "accuracy" else -1  # which way is better
         ends = {"lora": max(runs, key=lambda y: up * y), "random": min(runs, key=lambda y: up * y)}
         where = size, ends.get(arm.kind, mean)
@@ -142,7 +142,7 @@ def draw_watched(
     ax.set(xlabel="step", ylabel="validation log loss (nats)")
 
 
-def _runs(recording: Recording, arm: Summary, metric: str, unit: float) -> list[float]:
+def _runs(recording: Recording, arm: ArmResult, metric: str, unit: float) -> list[float]:
     """The arm's test results, one for each seed."""
     return [
         unit * getattr(row, metric)

@@ -1,10 +1,10 @@
-"""What the memory experiment trains: a stack of blocks, in full or by way of adapters."""
+"""What the memory experiment trains: a decoder, in full or by way of adapters."""
 
 from __future__ import annotations
 
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 import minilora
 from minilora import LoRAConfig
+from minilora.experiments.memory.profile import MemoryProfile
 from minilora.lab.decoder import Decoder, DecoderConfig
 from minilora.lab.measuring import optimizer_bytes
-from minilora.lab.predicting import Method, Step
+from minilora.lab.predicting import FLOOR, FULL, LORA, LORA_QV, QLORA, Method, Step
 from minilora.lab.training import set_seed
 from minilora.lab.transformer import BLOCK_LINEARS
 from minilora.quantize import quantize_linears
@@ -31,6 +32,27 @@ class Arm:
     method: Method
     checkpointing: bool = False
     peft: bool = False
+
+
+def arms(profile: MemoryProfile) -> list[Arm]:
+    """Every way to train that is weighed and timed."""
+    r, half = profile.r, profile.dtype != "float32"
+    lora, textbook = replace(LORA, r=r), replace(LORA, r=r, textbook=True)
+    found = [
+        Arm("full", "full", FULL),
+        Arm("LoRA", "lora", lora),
+        Arm("LoRA on Q, V", "lora", replace(LORA_QV, r=r)),
+        Arm("QLoRA", "lora", replace(QLORA, r=r)),
+        Arm("LoRA, textbook form", "lora", textbook),
+        Arm("floor", "floor", FLOOR),
+        Arm("full, checkpointing", "full", FULL, checkpointing=True),
+        Arm("LoRA, checkpointing", "lora", lora, checkpointing=True),
+    ]
+    if half:
+        found.append(Arm("full, master weights", "full", replace(FULL, masters=True)))
+        if profile.peft and HAS_PEFT:
+            found.append(Arm("LoRA by PEFT", "lora", textbook, peft=True))
+    return found
 
 
 class Masters:
@@ -72,7 +94,7 @@ class Training:
     def __init__(
         self,
         arm: Arm,
-        size: DecoderConfig,
+        config: DecoderConfig,
         sequences: int,
         tokens: int,
         dtype: torch.dtype,
@@ -80,12 +102,14 @@ class Training:
     ) -> None:
         set_seed(0)
         self.arm, self.device = arm, device
-        self.predicted = Step(size, arm.method, sequences, tokens, dtype, arm.checkpointing, device)
+        self.predicted = Step(
+            config, arm.method, sequences, tokens, dtype, arm.checkpointing, device
+        )
         with torch.device(device):
-            model = Decoder(size).to(dtype)
-            self.ids = torch.randint(size.vocab, (sequences, tokens))
-            self.next_ids = torch.randint(size.vocab, (sequences * tokens,))
-        self.model = prepare(model, arm)
+            model = Decoder(config).to(dtype)
+            self.ids = torch.randint(config.vocab, (sequences, tokens))
+            self.next_ids = torch.randint(config.vocab, (sequences * tokens,))
+        self.model = set_up(model, arm)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.masters = Masters(model, lr=1e-4) if arm.method.masters else None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -126,7 +150,7 @@ class Training:
         return optimizer_bytes(self.optimizer) if self.optimizer else 0
 
 
-def prepare(model: Decoder, arm: Arm) -> Decoder:
+def set_up(model: Decoder, arm: Arm) -> Decoder:
     """Quantize, freeze and adapt the model as the arm says, in place; the same object."""
     method = arm.method
     if method.full:
@@ -144,3 +168,19 @@ def prepare(model: Decoder, arm: Arm) -> Decoder:
     config = peft.LoraConfig(r=method.r, lora_alpha=method.r, target_modules=targets)
     peft.get_peft_model(model, config)  # puts its layers into the model itself
     return model
+
+
+def make(arm: Arm, profile: MemoryProfile, device: str) -> Training:
+    """The arm at the profile's size."""
+    dtype = getattr(torch, profile.dtype)
+    return Training(arm, profile.model, profile.sequences, profile.tokens, dtype, device)
+
+
+def steps(profile: MemoryProfile, device: str) -> dict[str, Step]:
+    """{arm: the step whose bytes and operations are predicted}."""
+    work = profile.sequences, profile.tokens
+    dtype = getattr(torch, profile.dtype)
+    return {
+        arm.name: Step(profile.model, arm.method, *work, dtype, arm.checkpointing, device)
+        for arm in arms(profile)
+    }
