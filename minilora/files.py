@@ -202,7 +202,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
             )
     config = _from_peft(settings, exactly(list(parts), modules))
     try:
-        found = plan(model, config, strict=False)
+        found = plan(model, config, strict=False, modules=modules)
         check_init(config, found)
     except ValueError as error:
         raise AdapterError(f"{CONFIG_FILE} does not fit the model: {error}") from None

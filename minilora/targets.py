@@ -12,6 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from minilora.config import LoRAConfig, Targets, endings, key_fits
 from minilora.layers import (
+    LoRAConv,
+    LoRAEmbedding,
     LoRALayer,
     TrainedCopy,
     is_hf_conv1d,
@@ -66,10 +68,16 @@ class Plan(NamedTuple):
     biases: dict[str, nn.Parameter]
 
 
-def plan(model: nn.Module, config: LoRAConfig, strict: bool = True) -> Plan:
+def plan(
+    model: nn.Module,
+    config: LoRAConfig,
+    strict: bool = True,
+    modules: dict[str, nn.Module] | None = None,
+) -> Plan:
     """Find what ``config`` adapts and trains whole, and refuse what is not there.
 
-    PEFT's files may name what a model has not: not ``strict``, that is passed over.
+    PEFT's files may name what a model has not: not ``strict``, that is passed over. ``modules``
+    are the model's ``original_modules``, where the caller has them already.
 
     Raises:
         ValueError: As in ``add_lora``.
@@ -79,7 +87,7 @@ def plan(model: nn.Module, config: LoRAConfig, strict: bool = True) -> Plan:
             "DistributedDataParallel has taken note of the parameters already and would leave new "
             "ones out; add the adapter to the model before wrapping it"
         )
-    modules = original_modules(model)
+    modules = original_modules(model) if modules is None else modules
     targets = _targets(model, modules, config)
     if strict:
         _check_patterns(config, targets)
@@ -201,7 +209,8 @@ def _all_linear(
 
 def _check_adaptable(modules: dict[str, nn.Module], path: str) -> None:
     module: Any = modules[path]
-    if layer_type(module) is None:
+    kind = layer_type(module)
+    if kind is None:
         raise ValueError(
             f"targets matches {path!r}, a {type(module).__name__}; adapters fit linear layers, "
             "embeddings and 1-d or 2-d convolutions. Narrow targets or list it in exclude; "
@@ -218,13 +227,15 @@ def _check_adaptable(modules: dict[str, nn.Module], path: str) -> None:
             f"{path!r} is an nn.Embedding with max_norm={module.max_norm}, which rewrites its "
             "own weight in every forward, so it cannot stay frozen; set max_norm to None"
         )
-    for kind in (nn.Embedding, nn.Conv1d, nn.Conv2d):
-        if isinstance(module, kind) and type(module).forward is not kind.forward:
+    if kind in (LoRAConv, LoRAEmbedding):
+        types: list[Any] = list(type(module).__mro__)
+        torchs = next(t for t in types if t.__module__.startswith("torch.nn.modules"))
+        if type(module).forward is not torchs.forward:
             raise ValueError(
-                f"{path!r} is a {type(module).__name__}, an {kind.__name__} with a forward of its "
-                "own, which the update would not follow; list it in exclude"
+                f"{path!r} is a {type(module).__name__}, an nn.{torchs.__name__} with a forward of "
+                "its own, which the update would not follow; list it in exclude"
             )
-    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+    if kind is LoRAConv:
         _check_convolution(path, module)
     if is_sharded(module.weight):
         raise ValueError(
@@ -250,7 +261,7 @@ def _check_not_compiled(
             )
 
 
-def _check_convolution(path: str, module: nn.Conv1d | nn.Conv2d) -> None:
+def _check_convolution(path: str, module: nn.Module) -> None:
     """PEFT's format says nothing of these settings, so PEFT would compute another update."""
     for setting, usual in [("groups", 1), ("dilation", (1,)), ("padding_mode", "zeros")]:
         found = getattr(module, setting)

@@ -2,74 +2,79 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minilora.exercises.tools import Function, array, call, close, not_attempted, passed, require
+from minilora import count_parameters, lora_layers
+from minilora.exercises.tools import (
+    Exercise,
+    Function,
+    Mistake,
+    call,
+    close,
+    misshapen,
+    not_attempted,
+    passed,
+    require,
+)
+from minilora.lab.pretrained import ADDER
+from minilora.lab.transformer import TransformerClassifier
 
 
-def check_lora_count(function: Function) -> None:
-    """``function(shapes, r)`` counts what LoRA trains on layers of these shapes (d_out, d_in)."""
-    layers = [(48, 48), (48, 48), (192, 48), (48, 192), (10, 48)]
-    for shapes, r in ((layers, 4), (layers[::2], 3)):
-        answer = call(function, list(shapes), r)
-        if not_attempted(answer):
-            return
-        require(
-            np.shape(answer) != (len(shapes),),
+def _each(count: Callable[[int, int, int], int]) -> Function:
+    """The count of layers, from that of one: the sum over (d_out, d_in)."""
+    return lambda shapes, r: sum(count(m, n, r) for m, n in shapes)
+
+
+_count = _each(lambda m, n, r: r * (m + n))
+#: {what to say: wrong counts of one layer}
+_COUNTS: dict[str, list[Function]] = {
+    "You count the frozen matrices. LoRA trains their factors A and B instead.": [
+        lambda m, n, r: m * n
+    ],
+    "You count the frozen matrices as well. They are there, but only A and B are trained.": [
+        lambda m, n, r: m * n + r * (m + n)
+    ],
+    "You multiply the whole matrix by the rank. Each rank adds one column to B and one row to A, "
+    "so d_out + d_in numbers and not d_out · d_in.": [lambda m, n, r: r * m * n],
+    "You leave the rank out: this is the count for rank 1.": [lambda m, n, r: m + n],
+    "You count A and forget B, of shape (d_out, r).": [lambda m, n, r: r * n],
+    "You count B and forget A, of shape (r, d_in).": [lambda m, n, r: r * m],
+    "You count one factor twice. Only on a square matrix are A and B of the same size: A has "
+    "r · d_in numbers and B d_out · r.": [lambda m, n, r: 2 * r * n, lambda m, n, r: 2 * r * m],
+    "You take off r². That many numbers are not free in a matrix of rank r, but A and B are "
+    "trained whole.": [lambda m, n, r: r * (m + n - r)],
+    "You add the biases. They belong to the frozen layer.": [lambda m, n, r: r * (m + n) + m],
+}
+_LAYERS = [(48, 48), (48, 48), (192, 48), (48, 192), (10, 48)]
+
+check_lora_count = Exercise(
+    asks="shapes [(d_out, d_in), …], r → how many numbers LoRA trains on these layers.",
+    cases=[(_LAYERS, 4), (_LAYERS[::2], 3)],
+    right=_count,
+    mistakes=[
+        Mistake(
+            lambda shapes, r: [r * (m + n) for m, n in shapes],
             "You return one number for each layer. Add them up.",
-        )
-        found = float(array(answer, (), "The count"))
-        d_out, d_in = np.array(shapes).T
-        matrices, factors = (d_out * d_in).sum(), (r * (d_out + d_in)).sum()
-        require(
-            found != matrices,
-            "You count the frozen matrices. LoRA trains their factors A and B instead.",
-        )
-        require(
-            found != matrices + factors,
-            "You count the frozen matrices as well. They are there, but only A and B are trained.",
-        )
-        require(
-            found != r * matrices,
-            "You multiply the whole matrix by the rank. Each rank adds one column to B and one row "
-            "to A, so d_out + d_in numbers and not d_out · d_in.",
-        )
-        require(found != factors / r, "You leave the rank out: this is the count for rank 1.")
-        require(
-            found != r * d_in.sum(),
-            "You count A and forget B, of shape (d_out, r).",
-        )
-        require(
-            found != r * d_out.sum(),
-            "You count B and forget A, of shape (r, d_in).",
-        )
-        require(
-            found not in (2 * r * d_in.sum(), 2 * r * d_out.sum()),
-            "You count one factor twice. Only on a square matrix are A and B of the same size: A "
-            "has r · d_in numbers and B d_out · r.",
-        )
-        require(
-            found != factors - r**2 * len(shapes),
-            "You take off r². That many numbers are not free in a matrix of rank r, but A and B "
-            "are trained whole.",
-        )
-        require(
-            found != factors + d_out.sum(),
-            "You add the biases. They belong to the frozen layer.",
-        )
-        require(
-            found not in (r * sum(shapes[0]), r * sum(shapes[-1])),
+            when=lambda found, shapes, r: np.shape(found) == (len(shapes),),
+        ),
+        *(Mistake(_each(count), says) for says in _COUNTS for count in _COUNTS[says]),
+        Mistake(
+            lambda shapes, r: _count(shapes[:1], r),
             "You count a single layer. Add up over all of them.",
-        )
-        require(
-            found == factors,
-            f"For rank {r} and the shapes {shapes} the count is {factors:,}, r · (d_out + d_in) "
-            f"for each layer, added up; you count {found:,.0f}.",
-        )
-    passed("r · (d_in + d_out) for each adapted layer.")
+            when=lambda found, shapes, r: found in (r * sum(shapes[0]), r * sum(shapes[-1])),
+        ),
+    ],
+    otherwise=lambda found, shapes, r: (
+        f"For rank {r} and the shapes {shapes} the count is {_count(shapes, r):,}, "
+        f"r · (d_out + d_in) for each layer, added up; you count {found:,.0f}."
+    ),
+    passed="r · (d_in + d_out) for each adapted layer.",
+    parts="The count",
+)
 
 
 #: {rate: (training, validation, test) losses of three seeds}. Each wrong way to choose has a rate
@@ -86,172 +91,265 @@ _TUNED = {
     0.2: ((0.3, 0.3, 50.0), (0.3, 0.35, 50.0), (0.9, 0.9, 50.0)),
 }
 _DIVERGED = {(0.1, 2), (0.2, 2)}  # (rate, seed)
-_BEST_RATE = 0.005
+Rows = list[dict[str, Any]]
+Loss = Callable[[Rows], float]
+_ROWS: Rows = [
+    {
+        "lr": rate,
+        "train_loss": train[seed],
+        "validation_loss": validation[seed],
+        "test_loss": test[seed],
+        "diverged": (rate, seed) in _DIVERGED,
+    }
+    for rate, (train, validation, test) in _TUNED.items()
+    for seed in range(3)
+]
+#: The same runs seed by seed, the last first, at a tenth of the rate.
+_AGAIN = [{**row, "lr": row["lr"] / 10} for seed in (2, 1, 0) for row in _ROWS[seed::3][::-1]]
 
-_WRONG_RATES = {
-    0.0003: "There the mean loss on validation data is the highest of all. A loss is to be low.",
-    0.001: "You look at the test loss. Then the test says nothing about new data any more: choose "
-    "by the validation loss.",
-    0.002: "You look at the first run of each rate only. Average over the runs, or you choose good "
-    "luck.",
-    0.01: "You take the best single run. Average over the runs, or you choose good luck.",
-    0.02: "You look at the last run of each rate only; does each of them overwrite the one before "
-    "in a dictionary? Average over the runs.",
-    0.05: "You look at the training loss, which is lowest where the model learns its examples by "
-    "heart. Choose by the validation loss.",
-    0.1: "You do not ask whether a run diverged. One of the three at 0.1 did, and the loss that it "
-    "had before is no result.",
-    0.2: "One of the three runs at 0.2 diverged, and you judge the rate by the others. A rate that "
-    "fails once may fail again: it is out.",
+
+def _loss(runs: Rows, key: str = "validation_loss") -> float:
+    return float(np.mean([run[key] for run in runs]))
+
+
+def _safe(loss: Loss = _loss) -> Loss:
+    """The loss of a rate, infinite where one of its runs diverged."""
+    return lambda runs: float("inf") if any(run["diverged"] for run in runs) else loss(runs)
+
+
+def _by_rate(rows: Rows) -> dict[float, Rows]:
+    return {row["lr"]: [run for run in rows if run["lr"] == row["lr"]] for row in rows}
+
+
+def _lowest(loss: Loss, rows: Rows) -> float:
+    """The rate whose runs have the lowest loss."""
+    runs = _by_rate(rows)
+    return min(runs, key=lambda rate: loss(runs[rate]))
+
+
+#: {what to say: (the rate that is chosen, for its lowest loss of what kind)}
+_RATES: dict[str, tuple[float, Loss]] = {
+    "There the mean loss on validation data is the highest of all. A loss is to be low.": (
+        0.0003,
+        _safe(lambda runs: -_loss(runs)),
+    ),
+    "You look at the test loss. Then the test says nothing about new data any more: choose by the "
+    "validation loss.": (0.001, _safe(partial(_loss, key="test_loss"))),
+    "You look at the first run of each rate only. Average over the runs, or you choose good "
+    "luck.": (0.002, _safe(lambda runs: _loss(runs[:1]))),
+    "You take the best single run. Average over the runs, or you choose good luck.": (
+        0.01,
+        _safe(lambda runs: min(run["validation_loss"] for run in runs)),
+    ),
+    "You look at the last run of each rate only; does each of them overwrite the one before in a "
+    "dictionary? Average over the runs.": (0.02, _safe(lambda runs: _loss(runs[-1:]))),
+    "You look at the training loss, which is lowest where the model learns its examples by heart. "
+    "Choose by the validation loss.": (0.05, partial(_loss, key="train_loss")),
+    "You do not ask whether a run diverged. One of the three at 0.1 did, and the loss that it had "
+    "before is no result.": (0.1, _loss),
+    "One of the three runs at 0.2 diverged, and you judge the rate by the others. A rate that "
+    "fails once may fail again: it is out.": (
+        0.2,
+        lambda runs: _loss([run for run in runs if not run["diverged"]]),
+    ),
 }
 
 
-def _tuning_rows() -> list[dict[str, Any]]:
-    return [
-        {
-            "lr": rate,
-            "train_loss": train[seed],
-            "validation_loss": validation[seed],
-            "test_loss": test[seed],
-            "diverged": (rate, seed) in _DIVERGED,
-        }
-        for rate, (train, validation, test) in _TUNED.items()
-        for seed in range(3)
-    ]
+def _wrong_rate(words: str, rate: float, loss: Loss) -> Mistake:
+    return Mistake(
+        partial(_lowest, loss),
+        f"You choose {rate:g}. {words}",
+        when=lambda found, rows: found == rate and rows is _ROWS,
+    )
 
 
-def check_choose_rate(function: Function) -> None:
-    """``function(rows)`` chooses the learning rate from the rows of a tuning run."""
-    rows = _tuning_rows()
-    answer = call(function, deepcopy(rows))
-    if not_attempted(answer):
-        return
-    require(not isinstance(answer, dict), "Return the learning rate itself, not its row.")
-    found = float(array(answer, (), "The answer, one learning rate,"))
-    require(found not in _WRONG_RATES, f"You choose {found:g}. {_WRONG_RATES.get(found)}")
-    require(
-        not close(found, np.mean(_TUNED[_BEST_RATE][1])),
-        "That is the lowest mean loss. Return the rate that it belongs to.",
-    )
-    require(found == _BEST_RATE, f"{found:g} is none of the rates that were tried.")
-    # The same runs seed by seed, the last first, at a tenth of the rate.
-    rows = [{**row, "lr": row["lr"] / 10} for seed in (2, 1, 0) for row in rows[seed::3][::-1]]
-    again = float(array(call(function, deepcopy(rows)), (), "The answer, one learning rate,"))
-    require(
-        not close(again, _BEST_RATE),
-        f"You return {_BEST_RATE:g} for other rows too, in which every rate is a tenth of what it "
-        "was. Work it out from the rows.",
-    )
-    require(
-        close(again, _BEST_RATE / 10),
-        f"With the rows in another order you choose {again:g} instead of {_BEST_RATE / 10:g}. The "
-        "runs of one rate need not stand next to each other: collect them by their rate.",
-    )
-    passed("the lowest mean loss on validation data, of rates that never fail.")
+check_choose_rate = Exercise(
+    asks="The rows of a tuning run (lr, train_loss, validation_loss, test_loss, diverged) → the "
+    "rate to take.",
+    cases=[(_ROWS,), (_AGAIN,)],
+    right=partial(_lowest, _safe()),
+    mistakes=[
+        Mistake(
+            lambda rows: rows[9],
+            "Return the learning rate itself, not its row.",
+            when=lambda found, rows: isinstance(found, dict),
+        ),
+        *(_wrong_rate(words, *wrong) for words, wrong in _RATES.items()),
+        Mistake(
+            lambda rows: min(map(_safe(), _by_rate(rows).values())),
+            "That is the lowest mean loss. Return the rate that it belongs to.",
+        ),
+        Mistake(
+            lambda rows: 0.005,
+            "You return 0.005 for other rows too, in which every rate is a tenth of what it was. "
+            "Work it out from the rows.",
+        ),
+    ],
+    otherwise=lambda found, rows: (
+        f"{found:g} is none of the rates that were tried."
+        if rows is _ROWS
+        else f"With the rows in another order you choose {found:g} instead of 0.0005. The runs of "
+        "one rate need not stand next to each other: collect them by their rate."
+    ),
+    passed="the lowest mean loss on validation data, of rates that never fail.",
+    parts="The answer, one learning rate,",
+)
 
 
-def check_paired_interval(function: Function) -> None:
-    """``function(a, b)`` → the mean of a − b, and half the width of its 95% interval."""
-    a = np.array([0.81, 0.84, 0.86, 0.83, 0.88, 0.82, 0.85, 0.80])
-    b = np.array([0.78, 0.81, 0.86, 0.79, 0.85, 0.80, 0.83, 0.78])
-    answer = call(function, a.copy(), b.copy())
-    if not_attempted(answer):
-        return
-    require(
-        isinstance(answer, (tuple, list, np.ndarray))
-        and [np.ndim(one) for one in answer] == [0, 0],
-        "Return two numbers: the mean difference, and half the width of its interval.",
-    )
-    mean, half = array(answer, (2,), "The answer")
-    d, root, t = a - b, 8**0.5, 2.3646243  # t(0.975, 7)
-    spread, biased = d.std(ddof=1), d.std()
-    right = t * spread / root
-    together = [np.hypot(a.std(), b.std()) / root, (a.std() + b.std()) / root]
-    together += [part * spread / biased for part in together]
+_A = np.array([0.81, 0.84, 0.86, 0.83, 0.88, 0.82, 0.85, 0.80])
+_B = np.array([0.78, 0.81, 0.86, 0.79, 0.85, 0.80, 0.83, 0.78])
+_T = {8: 2.3646243, 5: 2.7764451}  # t(0.975, n - 1)
 
-    def is_half(*candidates: float) -> bool:
-        return any(np.isclose(half, one, rtol=2e-3, atol=0) for one in candidates)
 
-    require(
-        not np.isclose(mean + half, 2 * d.mean()) or np.isclose(mean, half),
-        "You return the two ends of the interval. Return its middle, the mean difference, and half "
-        "its width.",
+def _interval(a: np.ndarray, b: np.ndarray, t: float | None = None) -> tuple[float, float]:
+    d = a - b
+    return d.mean(), (t or _T[len(d)]) * d.std(ddof=1) / len(d) ** 0.5
+
+
+def _ends(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    mean, half = _interval(a, b)
+    return mean - half, mean + half
+
+
+def _is_pair(found: Any) -> bool:
+    return not misshapen(found, (0.0, 0.0), ("the mean", "the half-width"))
+
+
+def _near(found: float, right: Any) -> bool:
+    """Equal to one of these but for a rounded quantile of t."""
+    return bool(np.isclose(found, right, rtol=2e-3, atol=0).any())
+
+
+def _of_eight(answer: Function, says: Any, when: Callable[..., bool]) -> Mistake:
+    """A mistake that the first case, eight runs, shows: ``when(mean, half, a, b)``."""
+    return Mistake(
+        answer,
+        says,
+        when=lambda found, a, b: (
+            len(a) == 8 and _is_pair(found) and when(float(found[0]), float(found[1]), a, b)
+        ),
     )
-    require(
-        close(mean, d.mean()) or not np.isclose(half, d.mean()),
-        "The two are exchanged: first the mean difference, then the half-width.",
+
+
+def _half(halves: Callable[..., Any], says: str) -> Mistake:
+    """A half-width that is one of ``halves(std, biased std, t, n)``; the first is the example."""
+
+    def listed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        d = a - b
+        return np.ravel(halves(d.std(ddof=1), d.std(), _T[len(d)], len(d)))
+
+    return _of_eight(
+        lambda a, b: ((a - b).mean(), listed(a, b)[0]),
+        says,
+        when=lambda mean, half, a, b: _near(half, listed(a, b)),
     )
-    require(not close(mean, -d.mean()), "The difference is a − b, and you have b − a.")
-    require(
-        not close(mean, 100 * d.mean()),
-        "The accuracies are shares from 0 to 1, and so is their difference. You return percentage "
-        "points.",
-    )
-    require(close(mean, d.mean()), f"The mean of a − b is {d.mean():.4g}, found {mean:.4g}.")
-    require(half > 0, "A half-width is positive: take the upper quantile of t, 0.975, not 0.025.")
-    require(
-        not is_half(*(q * part for q in (t, 2.1447869, 1.96, 1.0) for part in together)),
-        "You put the scatter of a and of b together, as if they were unrelated. The runs share "
-        "their pictures: take the differences first and look at *their* spread.",
-    )
-    require(
-        not is_half(2 * right),
-        "That is the whole width of the interval. Half of it is asked for.",
-    )
-    require(
-        not is_half(t * spread, 1.96 * spread, t * biased, 1.96 * biased),
-        "The division by √n is missing: so far do single runs scatter. The mean of eight scatters "
-        "less, by √8.",
-    )
-    require(not is_half(spread, biased), "That is the standard deviation of the differences.")
-    require(not is_half(t * spread / 8, 1.96 * spread / 8), "You divide by n. Divide by its root.")
-    require(
-        not is_half(t * spread**2 / root, t * spread / root**0.5),
-        "You mix up variance and standard deviation: the half-width is t · √(variance / n).",
-    )
-    require(
-        not is_half(spread / root, biased / root),
-        "This is one standard error. The 95% interval reaches 2.36 of them to either side, for "
-        "eight runs.",
-    )
-    require(
-        not is_half(1.96 * spread / root, 2 * spread / root),
-        "1.96 standard errors, or two, are for many runs. With eight the spread itself is "
-        "uncertain: use Student's t, which is 2.36 here.",
-    )
-    require(
-        not is_half(t * biased / root, 1.96 * biased / root),
-        "NumPy's std divides by n. Eight differences lie closer to their own mean than to the true "
-        "one, so divide by n − 1: ddof=1.",
-    )
-    require(
-        not is_half(1.8945786 * spread / root),
-        "Your quantile of t is 0.95, which leaves 5% on one side. A 95% interval leaves 2.5% on "
-        "either: take 0.975.",
-    )
-    require(
-        not is_half(2.3060041 * spread / root),
-        "Your t is that of n degrees of freedom. The mean has used one up: n − 1.",
-    )
-    require(
-        is_half(right),
-        f"The half-width is t(0.975, n − 1) · std(a − b, ddof=1) / √n = {right:.4g}; found "
-        f"{half:.4g}.",
-    )
-    d, root = d[:5], 5**0.5
-    again = array(call(function, a[:5].copy(), b[:5].copy()), (2,), "The answer")
-    wrong, right = t * d.std(ddof=1) / root, 2.7764451 * d.std(ddof=1) / root
-    require(
-        not np.isclose(again[1], wrong, rtol=2e-3, atol=0),
-        "Your t is 2.36 whatever the number of runs. That is for eight; for five it is 2.78. Take "
-        "it from scipy.stats.t.ppf(0.975, n − 1).",
-    )
-    require(
-        np.allclose(again, [d.mean(), right], rtol=2e-3, atol=0),
-        f"With five runs the answer is ({d.mean():.4g}, {right:.4g}); found ({again[0]:.4g}, "
-        f"{again[1]:.4g}). Is the number of runs eight somewhere in your function?",
-    )
-    passed("pairing first, then Student's t.")
+
+
+def _together(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Half-widths from the scatter of a and of b; t for 7 and 14, then normal, then one."""
+    bars = [join(a.std(ddof=k), b.std(ddof=k)) for join in (np.hypot, np.add) for k in (1, 0)]
+    return np.outer([_T[8], 2.1447869, 1.96, 1.0], bars) / len(a) ** 0.5
+
+
+#: {what to say: half-widths, from the standard deviation, the biased one, t and n}
+_HALVES: dict[str, Function] = {
+    "That is the whole width of the interval. Half of it is asked for.": (
+        lambda s, s0, t, n: 2 * t * s / n**0.5
+    ),
+    "The division by √n is missing: so far do single runs scatter. The mean of eight scatters "
+    "less, by √8.": lambda s, s0, t, n: np.outer([t, 1.96], [s, s0]),
+    "That is the standard deviation of the differences.": lambda s, s0, t, n: [s, s0],
+    "You divide by n. Divide by its root.": lambda s, s0, t, n: [t * s / n, 1.96 * s / n],
+    "You mix up variance and standard deviation: the half-width is t · √(variance / n).": (
+        lambda s, s0, t, n: [t * s**2 / n**0.5, t * s / n**0.25]
+    ),
+    "This is one standard error. The 95% interval reaches 2.36 of them to either side, for eight "
+    "runs.": lambda s, s0, t, n: [s / n**0.5, s0 / n**0.5],
+    "1.96 standard errors, or two, are for many runs. With eight the spread itself is uncertain: "
+    "use Student's t, which is 2.36 here.": (
+        lambda s, s0, t, n: [1.96 * s / n**0.5, 2 * s / n**0.5]
+    ),
+    "NumPy's std divides by n. Eight differences lie closer to their own mean than to the true "
+    "one, so divide by n − 1: ddof=1.": lambda s, s0, t, n: [t * s0 / n**0.5, 1.96 * s0 / n**0.5],
+    "Your quantile of t is 0.95, which leaves 5% on one side. A 95% interval leaves 2.5% on "
+    "either: take 0.975.": lambda s, s0, t, n: 1.8945786 * s / n**0.5,
+    "Your t is that of n degrees of freedom. The mean has used one up: n − 1.": (
+        lambda s, s0, t, n: 2.3060041 * s / n**0.5
+    ),
+}
+
+check_paired_interval = Exercise(
+    asks="a (n,), b (n,) → the mean of a − b, and half the width of its 95% interval.",
+    cases=[(_A, _B), (_A[:5], _B[:5])],
+    right=_interval,
+    mistakes=[
+        Mistake(
+            lambda a, b: (a - b).mean(),
+            "Return two numbers: the mean difference, and half the width of its interval.",
+            when=lambda found, a, b: not _is_pair(found),
+        ),
+        _of_eight(
+            _ends,
+            "You return the two ends of the interval. Return its middle, the mean difference, and "
+            "half its width.",
+            when=lambda mean, half, a, b: (
+                np.isclose(mean + half, 2 * (a - b).mean()) and not np.isclose(mean, half)
+            ),
+        ),
+        _of_eight(
+            lambda a, b: _interval(a, b)[::-1],
+            "The two are exchanged: first the mean difference, then the half-width.",
+            when=lambda mean, half, a, b: (
+                np.isclose(half, (a - b).mean()) and not close(mean, (a - b).mean())
+            ),
+        ),
+        _of_eight(
+            lambda a, b: _interval(b, a),
+            "The difference is a − b, and you have b − a.",
+            when=lambda mean, half, a, b: close(mean, (b - a).mean()),
+        ),
+        _of_eight(
+            lambda a, b: _interval(100 * a, 100 * b),
+            "The accuracies are shares from 0 to 1, and so is their difference. You return "
+            "percentage points.",
+            when=lambda mean, half, a, b: close(mean, 100 * (a - b).mean()),
+        ),
+        _of_eight(
+            lambda a, b: _interval(a / b, 0 * b),
+            lambda found, a, b: f"The mean of a − b is {(a - b).mean():.4g}, found {found[0]:.4g}.",
+            when=lambda mean, half, a, b: not close(mean, (a - b).mean()),
+        ),
+        _of_eight(
+            lambda a, b: _interval(a, b, -_T[len(a)]),
+            "A half-width is positive: take the upper quantile of t, 0.975, not 0.025.",
+            when=lambda mean, half, a, b: not half > 0,
+        ),
+        _of_eight(
+            lambda a, b: ((a - b).mean(), _together(a, b)[0, 0]),
+            "You put the scatter of a and of b together, as if they were unrelated. The runs share "
+            "their pictures: take the differences first and look at *their* spread.",
+            when=lambda mean, half, a, b: _near(half, _together(a, b)),
+        ),
+        *(_half(halves, says) for says, halves in _HALVES.items()),
+        Mistake(
+            lambda a, b: _interval(a, b, _T[8]),
+            "Your t is 2.36 whatever the number of runs. That is for eight; for five it is 2.78. "
+            "Take it from scipy.stats.t.ppf(0.975, n − 1).",
+        ),
+    ],
+    otherwise=lambda found, a, b: (
+        f"The half-width is t(0.975, n − 1) · std(a − b, ddof=1) / √n = {_interval(a, b)[1]:.4g}; "
+        f"found {found[1]:.4g}."
+        if len(a) == 8
+        else "With five runs the answer is ({:.4g}, {:.4g}); found ({:.4g}, {:.4g}). Is the number "
+        "of runs eight somewhere in your function?".format(*_interval(a, b), *found)
+    ),
+    passed="pairing first, then Student's t.",
+    parts=("the mean", "the half-width"),
+    same=lambda found, right: (
+        _is_pair(found) and close(found[0], right[0]) and _near(found[1], right[1])
+    ),
+)
 
 
 def check_budget(function: Function, budget: int = 4000) -> None:
@@ -260,10 +358,6 @@ def check_budget(function: Function, budget: int = 4000) -> None:
     The model is the chapter's adder, before its pretraining.
     """
     import torch
-
-    from minilora import count_parameters, lora_layers
-    from minilora.lab.pretrained import ADDER
-    from minilora.lab.transformer import TransformerClassifier
 
     torch.manual_seed(0)
     model = TransformerClassifier(ADDER)

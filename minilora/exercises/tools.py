@@ -100,18 +100,26 @@ class Exercise:
     def judge(self, function: Function, found: list[Any] | None = None) -> Verdict | None:
         """What is wrong with the function, or None; ``found`` takes its answers."""
         found = [] if found is None else found
-        foreseen = [m for m in self.mistakes if m.raises]
         for case in self.cases:
             try:
-                found.append(call(function, *copy.deepcopy(case)))
+                with np.errstate(all="ignore"):  # the words say more than a warning would
+                    found.append(call(function, *copy.deepcopy(case)))
             except Exception as error:
-                for mistake in foreseen:
-                    if isinstance(error, mistake.raises):
-                        return Verdict(mistake, _words(mistake.says, error, *case))
-                raise
+                verdict = self._compare(found)  # what went wrong before the error speaks first
+                foreseen = (m for m in self.mistakes if isinstance(error, m.raises))
+                if verdict is None and (mistake := next(foreseen, None)):
+                    verdict = Verdict(mistake, _words(mistake.says, error, *case))
+                if verdict is None:
+                    raise
+                return verdict
             if found[0] is None:
                 return None
-        rights = [self.right(*copy.deepcopy(case)) for case in self.cases]
+        return self._compare(found)
+
+    def _compare(self, found: list[Any]) -> Verdict | None:
+        """The answers to the first cases, against the right ones."""
+        cases = self.cases[: len(found)]
+        rights = [self.right(*copy.deepcopy(case)) for case in cases]
         wrong = [i for i, right in enumerate(rights) if not self.same(found[i], right)]
         if not wrong:
             return None
@@ -130,9 +138,15 @@ class Exercise:
         if mistake.when is not None:
             hits = (i for i in wrong if _holds(mistake.when, found[i], *self.cases[i]))
             return next(hits, None)
-        theirs = (mistake.answer(*copy.deepcopy(case)) for case in self.cases)
-        made = all(self.same(f, t) for f, t in zip(found, theirs, strict=True))
-        return wrong[0] if made else None
+        for case, answer in zip(self.cases, found, strict=False):
+            try:
+                with np.errstate(all="ignore"):
+                    theirs = mistake.answer(*copy.deepcopy(case))
+            except Exception:
+                return None  # the mistake ends in an error here, and the answer did not
+            if not self.same(answer, theirs):
+                return None
+        return wrong[0]
 
 
 def _holds(when: Callable[..., bool], found: Any, *case: Any) -> bool:

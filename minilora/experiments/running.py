@@ -96,20 +96,21 @@ class Experiment(Generic[_Profile]):
             ValueError: A part that there is not; ``out`` with some of the parts only; the gpu
                 profile without a card, unless ``device`` says where to run it.
         """
-        size = self.profiles[profile] if isinstance(profile, str) else profile
+        if isinstance(profile, str):
+            profile = self.profiles[profile]
         chosen = list(self.parts if parts is None else parts)
         if unknown := [part for part in chosen if part not in self.parts]:
             raise ValueError(f"no part {unknown[0]!r}; there are {', '.join(self.parts)}")
         if out is not None and set(chosen) != set(self.parts):
             raise ValueError("a recording holds all parts: leave either parts or out away")
-        machine = self._machine(size, jobs, device, out, progress)
+        machine = self._machine(profile, jobs, device, out, progress)
         started = time.perf_counter()
         rows: list[Row] = []
         quantities: list[Quantity] = []
-        journal = Journal(machine.file("parts"), {"settings": repr(size)}, replace=True)
+        journal = Journal(machine.file("parts"), {"settings": repr(profile)}, replace=True)
         for part in chosen:
             if part not in journal.entries:
-                found = self.run_part(size, part, machine)
+                found = self.run_part(profile, part, machine)
                 journal.add(part, [asdict(one) for one in found])
             for one in journal.entries[part]:
                 if "measured" in one:
@@ -119,8 +120,8 @@ class Experiment(Generic[_Profile]):
             machine.say(f"{self.name}: {part}, {time.perf_counter() - started:.0f} s")
         recording = Recording(
             name=self.name,
-            profile=size.name,
-            settings=asdict(size),
+            profile=profile.name,
+            settings=asdict(profile),
             rows=rows,
             quantities=quantities,
             source=machine.source,
@@ -140,25 +141,25 @@ class Experiment(Generic[_Profile]):
 
     def _machine(
         self,
-        size: _Profile,
+        profile: _Profile,
         jobs: int | None,
         device: torch.device | str | None,
         out: Path | str | None,
         progress: bool,
     ) -> Machine:
-        card = torch.cuda.is_available() and size.name in self.on_card
-        if size.name == "gpu" and not card and device is None:
+        card = torch.cuda.is_available() and profile.name in self.on_card
+        if profile.name == "gpu" and not card and device is None:
             raise ValueError(
                 "the gpu profile needs a CUDA card, and torch finds none here: run it where there "
                 "is one, or take the profile 'cpu'"
             )
-        place = torch.device(device or ("cuda" if card else "cpu"))
+        chosen = torch.device(device or ("cuda" if card else "cpu"))
         source = source_of(self.name)
         folder = None
         if out is not None:
-            folder = Path(out) / f"{self.name}.{size.name}.{source[:12]}.parts"
-        processes = jobs or (min(cores(), 6) if place.type == "cuda" else cores())
-        return Machine(place, processes, folder, source, progress)
+            folder = Path(out) / f"{self.name}.{profile.name}.{source[:12]}.parts"
+        processes = jobs or (min(cores(), 6) if chosen.type == "cuda" else cores())
+        return Machine(chosen, processes, folder, source, progress)
 
 
 def rows_of(

@@ -184,9 +184,9 @@ def sweep(
     ranks = [_ranks(base, cell) for cell in cells]
     warmup = steps // 10 if warmup is None else warmup
     settings = _Settings(steps, batch_size, schedule, warmup, optimizer, weight_decay, every)
-    place = next(base.parameters()).device
-    pairs = _pairs(train, [cell.seed for cell in cells], place)
-    scored = {name: (x.to(place), y) for name, (x, y) in (evaluate or {}).items()}
+    device = next(base.parameters()).device
+    pairs = _pairs(train, [cell.seed for cell in cells], device)
+    scored = {name: (x.to(device), y) for name, (x, y) in (evaluate or {}).items()}
     journal = Journal(path, {} if path is None else _header(base, pairs, scored, settings))
 
     kept = {
@@ -195,7 +195,7 @@ def sweep(
     todo = [i for i in range(len(cells)) if i not in kept]
     # Cells of like ranks share a pass, so that little of it is padding.
     todo.sort(key=lambda i: (sorted(ranks[i]), sorted(ranks[i].values())))
-    size = at_once or (64 if place.type == "cuda" else 8)
+    size = at_once or (64 if device.type == "cuda" else 8)
     passes = [todo[a:b] for a, b in _portions(len(todo), size, abs(jobs))]
     together = partial(_train, base, pairs, scored, settings, keep)
     found = spread(together, [[cells[i] for i in rows] for rows in passes], jobs)
@@ -233,16 +233,16 @@ def _ranks(base: nn.Module, cell: Cell) -> dict[str, int]:
 
 
 def _pairs(
-    train: Data | Callable[[int], Data], seeds: list[int], place: torch.device
+    train: Data | Callable[[int], Data], seeds: list[int], device: torch.device
 ) -> dict[int, Data]:
     """The training pair of every seed; the same pair of tensors where all share it."""
     if not callable(train):
-        x, y = train[0].to(place), train[1].to(place)
+        x, y = train[0].to(device), train[1].to(device)
         return dict.fromkeys(seeds, (x, y))
     drawn = {seed: train(seed) for seed in dict.fromkeys(seeds)}
     if len({x.shape for x, _ in drawn.values()}) > 1:
         raise ValueError("train gave different numbers of examples for different seeds")
-    return {seed: (x.to(place), y.to(place)) for seed, (x, y) in drawn.items()}
+    return {seed: (x.to(device), y.to(device)) for seed, (x, y) in drawn.items()}
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ def fit(
         raise ValueError("nothing to train: no parameter requires a gradient")
     if device is not None:
         model.to(device)
-    place = trained[0].device
-    x, y = x.to(place), y.to(place)
+    device = trained[0].device
+    x, y = x.to(device), y.to(device)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
     warmup = steps // 10 if warmup is None else warmup
     history, started = History(), time.perf_counter()
@@ -172,7 +172,7 @@ def fit(
         now = learning_rate(step, steps, lr, schedule, warmup)
         for group in optimizer.param_groups:
             group["lr"] = now
-        rows = rows.to(place)
+        rows = rows.to(device)
         loss = F.cross_entropy(model(x[rows]), y[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -195,10 +195,10 @@ def fit(
 @flush_denormals()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 512) -> Tensor:
     """The model's scores for pictures (N, C, H, W), on the CPU: (N, classes)."""
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    scores = [model(part.to(place)).cpu() for part in x.split(batch_size)]
+    scores = [model(part.to(device)).cpu() for part in x.split(batch_size)]
     model.train(was_training)
     return torch.cat(scores)
 

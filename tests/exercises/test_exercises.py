@@ -157,6 +157,18 @@ def test_the_first_row_that_fits_speaks() -> None:
     assert words(lambda x: "2") == "Your answer must hold numbers; found '2'."
 
 
+def test_what_went_wrong_before_an_error_speaks_first() -> None:
+    def breaks_at_three(x: float) -> float:
+        return x**2 if x < 3 else 1 / 0
+
+    verdict = doubled().judge(breaks_at_three)
+    assert verdict is not None and verdict.words == "You squared."
+    verdict = doubled().judge(lambda x: 2 * x if x < 3 else 1 // 0)
+    assert verdict is not None and verdict.words == "integer division or modulo by zero!"
+    with pytest.raises(OverflowError):  # which no row foresees
+        doubled()(lambda x: 2 * x if x < 3 else 1e300 ** int(x))
+
+
 def test_a_bug_in_the_answer_is_shown_as_it_is() -> None:
     with pytest.raises(KeyError):
         doubled()(lambda x: {}[x])

@@ -80,11 +80,11 @@ def exchange(share: float, x: Tensor) -> Tensor:
     return x.flatten(1)[:, order.to(x.device)].reshape(x.shape)
 
 
-def shifts(size: Shift, part: str) -> dict[str, Change]:
+def shifts(shift: Shift, part: str) -> dict[str, Change]:
     """The changes to the pictures, by the words that name them."""
     if part == "turned":
-        return {f"turned {angle}°": partial(turn, angle) for angle in size.angles}
-    return {f"exchanged {100 * share:g}%": partial(exchange, share) for share in size.shares}
+        return {f"turned {angle}°": partial(turn, angle) for angle in shift.angles}
+    return {f"exchanged {100 * share:g}%": partial(exchange, share) for share in shift.shares}
 
 
 @lru_cache(maxsize=16)
@@ -107,24 +107,24 @@ def _seeded(make: Callable[[int, int], Data], count: int, seed: int) -> Data:
     return make(count, 5000 + seed)
 
 
-def task(size: Shift, change: Change | None = None) -> Task:
+def task(shift: Shift, change: Change | None = None) -> Task:
     """Single printed digits, with a change."""
-    return drawn(printed, size.labels, size.validation, size.test, change)
+    return drawn(printed, shift.labels, shift.validation, shift.test, change)
 
 
 @lru_cache(maxsize=2)
-def reader(size: Reader, device: torch.device | str = "cpu") -> TransformerClassifier:
+def reader(taught: Reader, device: torch.device | str = "cpu") -> TransformerClassifier:
     """A transformer that reads one printed digit, upright and with all dots in their places."""
     set_seed(0)
-    model = TransformerClassifier(size.model)
-    x, y = printed(size.pictures, 0)
+    model = TransformerClassifier(taught.model)
+    x, y = printed(taught.pictures, 0)
     with one_thread():
         fit(
             model,
             x,
             y,
-            steps=size.steps,
-            lr=size.lr,
+            steps=taught.steps,
+            lr=taught.lr,
             weight_decay=0.05,
             device=device,
             progress=False,
@@ -132,20 +132,20 @@ def reader(size: Reader, device: torch.device | str = "cpu") -> TransformerClass
     return model.eval()
 
 
-def run_shifts(size: Shift, part: str, machine: Machine) -> list[Row]:
+def run_shifts(shift: Shift, part: str, machine: Machine) -> list[Row]:
     """The base as it is and an adapter of every rank, for every shift of the part."""
-    base, recipe = reader(size.reader, machine.device), Recipe(size.steps, size.batch_size)
+    base, recipe = reader(shift.reader, machine.device), Recipe(shift.steps, shift.batch_size)
     rows: list[Row] = []
-    for name, change in shifts(size, part).items():
-        pictures = task(size, change)
+    for name, change in shifts(shift, part).items():
+        pictures = task(shift, change)
         for_file = name.replace(" ", "-").replace("°", "").replace("%", "")
         rows.append(untrained(f"base, {name}", base, pictures))
         arms = [
             AdapterRun(
                 f"r={r}, {name}",
-                Cell(LoRAConfig(r=r, alpha=size.alpha, targets=list(BLOCK_LINEARS)), MIDDLE),
+                Cell(LoRAConfig(r=r, alpha=shift.alpha, targets=list(BLOCK_LINEARS)), MIDDLE),
             )
-            for r in size.ranks
+            for r in shift.ranks
         ]
-        rows += Family(for_file, base, pictures, recipe, machine).compare(arms, size.tuning)
+        rows += Family(for_file, base, pictures, recipe, machine).compare(arms, shift.tuning)
     return rows

@@ -31,7 +31,7 @@ class Watching:
 
 
 def watched(
-    size: Watching, sums: Sums, alpha: float, base: TransformerClassifier, machine: Machine
+    watching: Watching, sums: Sums, alpha: float, base: TransformerClassifier, machine: Machine
 ) -> list[Row]:
     """One row for every look, on validation data, with "step N" for its setting.
 
@@ -39,16 +39,16 @@ def watched(
     "tuned"), and for the middle rate at the last step ("untuned").
     """
     config = LoRAConfig(r=1, alpha=alpha, targets=list(BLOCK_LINEARS))
-    cells = grid(config, r=size.ranks, lr=size.rates, seed=size.seeds)
-    every = max(1, size.steps // LOOKS)
-    pictures = task(sums, size.labels)
+    cells = grid(config, r=watching.ranks, lr=watching.rates, seed=watching.seeds)
+    every = max(1, watching.steps // LOOKS)
+    pictures = task(sums, watching.labels)
     results = sweep(
         base,
         cells,
         pictures.labelled,
-        steps=size.steps,
+        steps=watching.steps,
         schedule="constant",
-        batch_size=size.batch_size,
+        batch_size=watching.batch_size,
         evaluate=pictures.scored,
         every=every,
         jobs=machine.jobs if machine.device.type == "cpu" else 1,
@@ -58,24 +58,30 @@ def watched(
     found = {(c.config.r, c.lr, c.seed): r for c, r in zip(cells, results, strict=True)}
     rows = []
     for (r, lr, seed), result in found.items():
-        row = _row(size, r, lr, seed, result)
+        row = _row(watching, r, lr, seed, result)
         for k, look in enumerate(result.along.get("validation", []), start=1):
             rows.append(scored_row(replace(row, setting=f"step {k * every}"), "tune", look))
-    middle = size.rates[len(size.rates) // 2]
-    for r in size.ranks:
+    middle = watching.rates[len(watching.rates) // 2]
+    for r in watching.ranks:
         # (rates, looks): the mean over seeds, infinite for a rate at which one diverged
         curves = np.array(
             [
-                np.mean([_curve(found[r, lr, seed], size.steps // every) for seed in size.seeds], 0)
-                for lr in size.rates
+                np.mean(
+                    [
+                        _curve(found[r, lr, seed], watching.steps // every)
+                        for seed in watching.seeds
+                    ],
+                    0,
+                )
+                for lr in watching.rates
             ]
         )
         best, step = np.unravel_index(int(curves.argmin()), curves.shape)
-        ways = (("tuned", size.rates[int(best)], int(step)), ("untuned", middle, -1))
-        for (how, lr, at), seed in product(ways, size.seeds):
+        ways = (("tuned", watching.rates[int(best)], int(step)), ("untuned", middle, -1))
+        for (how, lr, at), seed in product(ways, watching.seeds):
             result = found[r, lr, seed]
             seen = result.along["test"][at] if result.along else None
-            row = _row(size, r, lr, seed, result)
+            row = _row(watching, r, lr, seed, result)
             row = replace(row, arm=f"{row.arm}, {how}", setting=how, diverged=seen is None)
             rows.append(scored_row(row, "final", seen))
     return rows
@@ -87,13 +93,13 @@ def _curve(result: Result, looks: int) -> list[float]:
     return [float("inf")] * looks
 
 
-def _row(size: Watching, r: int, lr: float, seed: int, result: Result) -> Row:
+def _row(watching: Watching, r: int, lr: float, seed: int, result: Result) -> Row:
     return Row(
         stage="tune",
         arm=f"watched r={r}",
         kind="lora",
         r=r,
-        labels=size.labels,
+        labels=watching.labels,
         seed=seed,
         lr=lr,
         parameters=result.parameters,

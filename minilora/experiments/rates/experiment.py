@@ -130,10 +130,14 @@ def sweeps(profile: RatesProfile, part: str) -> list[tuple[str, list[AdapterRun]
     recipe = Recipe(profile.steps)
 
     def runs(
-        arm: str, rates: Sequence[float], config: LoRAConfig, **more: object
+        arm: str,
+        rates: Sequence[float],
+        config: LoRAConfig,
+        lr_ratio: float = 1.0,
+        trained: str = "AB",
     ) -> list[AdapterRun]:
         return [
-            AdapterRun(arm, Cell(config, lr, seed, **more))  # type: ignore[arg-type]
+            AdapterRun(arm, Cell(config, lr, seed, lr_ratio, trained))
             for lr in rates
             for seed in profile.seeds
         ]

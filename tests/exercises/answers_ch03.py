@@ -1,0 +1,50 @@
+"""Answers to the check of chapter 3 that is a function."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minilora.exercises.ch03 import RANDOMIZED_SVD
+from minilora.exercises.tools import Function
+
+
+def with_other_signs(X, omega, r):
+    U, s, Vt = RANDOMIZED_SVD.right(X, omega, r)
+    return -U, s, -Vt
+
+
+def stretched(X, omega, r):
+    U, s, Vt = RANDOMIZED_SVD.right(X, omega, r)
+    return 2 * U, s, Vt / 2
+
+
+def in_full_size(X, omega, r):
+    Q, _ = np.linalg.qr(X @ omega)
+    U, s, Vt = np.linalg.svd(Q @ (Q.T @ X), full_matrices=False)
+    return U[:, :r], s[:r], Vt[:r]
+
+
+def in_full_size_by_eigenvalues(X, omega, r):
+    Q, _ = np.linalg.qr(X @ omega)
+    squares, V = np.linalg.eigh(X.T @ Q @ Q.T @ X)
+    s, V = np.sqrt(squares[::-1][:r]), V[:, ::-1][:, :r]
+    return Q @ (Q.T @ X) @ V / s, s, V.T
+
+
+RIGHT: dict[str, Function] = {"randomized_svd": with_other_signs}
+
+ROWS = RANDOMIZED_SVD.mistakes
+
+WRONG: list[tuple[str, Function, str]] = [
+    ("randomized_svd", answer, words)
+    for answer, words in [
+        *((row.answer, row.says) for row in ROWS if isinstance(row.says, str)),
+        (ROWS[0].answer, "a row for each column of X"),
+        (ROWS[1].answer, "Q and R"),
+        (ROWS[6].answer, "must have shapes (12, 3), (3,) and (3, 9); found (4, 3)"),
+        (ROWS[12].answer, "singular values should be"),
+        (stretched, "orthonormal"),
+        (in_full_size, "matrix of shape (12, 9)"),
+        (in_full_size_by_eigenvalues, "matrix of shape (9, 9)"),
+    ]
+]
