@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minilora import exercises
@@ -172,6 +173,14 @@ def test_what_went_wrong_before_an_error_speaks_first() -> None:
 def test_a_bug_in_the_answer_is_shown_as_it_is() -> None:
     with pytest.raises(KeyError):
         doubled()(lambda x: {}[x])
+
+
+def test_rounding_is_that_of_the_answer() -> None:
+    table = doubled(right=lambda x: 2 * x / 3)
+    assert table.judge(lambda x: np.float32(2 * x / 3)) is None
+    assert table.judge(lambda x: 2 * x / 3 * (1 + 1e-12)) is None
+    assert table.judge(lambda x: 2 * x / 3 * (1 + 1e-6)) is not None
+    assert table.judge(lambda x: np.float32(2 * x / 3 * 1.001)) is not None
 
 
 def test_an_answer_cannot_change_the_cases() -> None:
