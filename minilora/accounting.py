@@ -73,12 +73,14 @@ class Summary:
         trainable: Number of parameters that train. ``total``: of all, the originals of copied
             modules not counted twice. ``share``: trainable / total.
         merged: Whether the adapter is merged, and so does not train at the moment.
+        others: Number of parameters that train and are no part of the adapter.
     """
 
     rows: tuple[tuple[str, str, int | None, float | None, int], ...]
     trainable: int
     total: int
     merged: bool = False
+    others: int = 0
 
     @property
     def share(self) -> float:
@@ -100,6 +102,11 @@ class Summary:
         ]
         rule = "-" * len(lines[0])
         total = f"{self.trainable:,} of {self.total:,} parameters train ({self.share:.2%})"
+        if self.others:
+            total += (
+                f"; {self.others:,} of them are no part of the adapter, whose files will not hold "
+                "them"
+            )
         if self.merged:
             total += "; merged: A and B do not train until unmerge"
         return "\n".join([lines[0], rule, *lines[1:], rule, total])
@@ -121,10 +128,12 @@ def summary(model: nn.Module) -> Summary:
     for path, wrapper in trained_copies(model).items():
         kind = type(wrapper.tuned).__name__ + " (copy)"
         rows.append((path, kind, None, None, count_parameters(wrapper.tuned)))
-    total = sum(p.numel() for p in dict.fromkeys(_parameters_in_use(model))) + _packed(model)
-    trainable = sum(p.numel() for p in lora_parameters(model) if p.requires_grad)
+    used = dict.fromkeys(_parameters_in_use(model))
+    total = sum(p.numel() for p in used) + _packed(model)
+    trainable = sum(p.numel() for p in used if p.requires_grad)
+    others = trainable - sum(p.numel() for p in lora_parameters(model) if p.requires_grad)
     merged = any(layer.merged for layer in lora_layers(model).values())
-    return Summary(tuple(rows), trainable, total, merged)
+    return Summary(tuple(rows), trainable, total, merged, others)
 
 
 def merge_losses(model: nn.Module) -> dict[str, float]:

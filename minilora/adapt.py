@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from minilora.checks import (
+    base_was_loaded,
+    check_init,
+    check_own_base,
+    check_start,
+    note_base,
+    warn_of_training,
+)
 from minilora.config import LoRAConfig
 from minilora.dora import DoRA
 from minilora.encoders import allow_fast_path, leave_fast_path
@@ -24,7 +33,6 @@ from minilora.state import (
     Adaptation,
     Model,
     adaptation,
-    averages_seen,
     bias_of,
     check_enabled,
     check_unmerged,
@@ -33,7 +41,7 @@ from minilora.state import (
     trained_copies,
     wrappers,
 )
-from minilora.targets import Plan, exactly, plan, tied_weights
+from minilora.targets import Plan, exactly, plan
 
 # --- adding ---------------------------------------------------------------------------------
 
@@ -46,8 +54,8 @@ def add_lora(model: Model, config: LoRAConfig) -> Model:
     Hugging Face model's embeddings before. With several processes, add the adapter before
     DistributedDataParallel or ``fully_shard`` is called: what they do not know of, they do not
     keep equal. Buffers are not frozen: a batch norm in training mode moves its running averages,
-    which are neither saved nor put back; put such modules into ``eval()``, or name them in
-    ``modules_to_save``.
+    which are neither saved nor put back, and ``save`` warns of it; put such modules into
+    ``eval()``, or name them in ``modules_to_save``.
 
     Args:
         model: Any module; changed in place. Paths and ``isinstance(model, …)`` stay as they are.
@@ -71,9 +79,11 @@ def add_lora(model: Model, config: LoRAConfig) -> Model:
     check_init(config, found)
     copies = {path: make_copy(found.modules[path]) for path in found.copies}
     layers = {path: make_layer(found.modules[path], path, config) for path in found.targets}
-    for layer in layers.values():
+    for path, layer in layers.items():
         initialize(layer, config.init)
+        check_start(path, layer, config)
         add_magnitudes(layer, config)
+    warn_of_training(found, config)
     # What is noted on the model must pickle and fit into a file; a type or a lambda does not.
     if callable(config.targets) or callable(config.exclude):
         config = replace(config, targets=exactly(found.targets, found.modules), exclude=None)
@@ -111,9 +121,9 @@ def attach(
         _exchange_original(layer)  # PiSSA and OLoRA have prepared what their base is to hold
     replace_modules(model, [(wrapper.base, wrapper) for wrapper in new])
     nested = leave_fast_path(found.modules.values())
-    model.__dict__["_minilora"] = Adaptation(
-        config, before, originals, nested, averages_seen(model)
-    )
+    model.__dict__["_minilora"] = noted = Adaptation(config, before, originals, nested, {})
+    noted.base = note_base(model)
+    model.register_load_state_dict_post_hook(base_was_loaded)
 
 
 def make_layer(module: nn.Module, path: str, config: LoRAConfig) -> LoRALayer:
@@ -139,23 +149,14 @@ def add_magnitudes(layer: LoRALayer, config: LoRAConfig) -> None:
             _exchange_original(layer)
 
 
-def check_init(config: LoRAConfig, found: Plan) -> None:
-    """Refuse an init that would change a weight which another layer uses too."""
-    if config.init in ("pissa", "olora", "milora"):
-        for path, others in tied_weights(found.modules, found.targets).items():
-            raise ValueError(
-                f"init={config.init!r} would change the weight of {path!r}, which "
-                f"{', '.join(map(repr, others))} uses too; list it in exclude or use "
-                "init='default'"
-            )
-
-
 def make_copy(module: nn.Module) -> TrainedCopy:
     """The module with a trainable copy beside it."""
     tuned = copy.deepcopy(module)
     tuned.requires_grad_(True)
     return TrainedCopy(module, tuned)
 
+
+_SWITCHING = threading.Lock()
 
 # --- switching ------------------------------------------------------------------------------
 
@@ -164,30 +165,36 @@ def make_copy(module: nn.Module) -> TrainedCopy:
 def disabled(model: Model) -> Iterator[Model]:
     """Context manager: inside ``with disabled(model): …`` the model is the original one.
 
-    No update, original biases and heads. Nests; restores after an error.
+    No update, original biases and heads. Nests; restores after an error. Threads share a model: as
+    long as one of them is inside, it is the original one for all.
 
     Raises:
         ValueError: There is no adapter, or it is merged and the originals were not kept.
     """
     noted = adaptation(model)
     parts, layers = wrappers(model), list(lora_layers(model).values())
-    outermost = not any(part.off for part in parts)
-    if outermost:
-        check_kept(layers, original=True)
-        _swap_biases(noted)
-        for layer in layers:
-            _exchange_original(layer)
-    for part in parts:
-        part.off += 1
+    with _SWITCHING:
+        if not any(part.off for part in parts):
+            check_own_base(model, "disabled")
+            check_kept(layers, original=True)
+            _show_other(noted, layers)
+        for part in parts:
+            part.off += 1
     try:
         yield model
     finally:
-        for part in parts:
-            part.off -= 1
-        if outermost:
-            _swap_biases(noted)
-            for layer in layers:
-                _exchange_original(layer)
+        with _SWITCHING:
+            for part in parts:
+                part.off -= 1
+            if not any(part.off for part in parts):  # the last to leave, who need not be the first
+                _show_other(noted, layers)
+
+
+def _show_other(noted: Adaptation, layers: list[LoRALayer]) -> None:
+    """Exchange what is there and what is kept aside, of biases and of weights."""
+    _swap_biases(noted)
+    for layer in layers:
+        _exchange_original(layer)
 
 
 def _exchange_original(layer: LoRALayer) -> None:
@@ -246,6 +253,9 @@ def set_strength(model: Model, strength: float) -> Model:
 def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) -> Model:
     """Take the adapter off: the original modules come back, with the requires_grad they had.
 
+    Merged or not: without ``keep_update`` the original weights come back also from a merged model,
+    unless it was merged with ``keep_base=False``.
+
     Args:
         model: The adapted model; changed in place.
         keep_update: Leave plain layers with the update merged in, trained biases and copies.
@@ -261,6 +271,7 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
         if not any(layer.merged for layer in layers):
             merge(model, untie=untie)
     else:
+        check_own_base(model, "remove_lora")
         check_kept(layers, original=True)
         _swap_biases(noted)
         for layer in layers:
@@ -285,6 +296,9 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
         new.requires_grad_(old.requires_grad)
     allow_fast_path(model, noted.nested)
     del model.__dict__["_minilora"]
+    hooks = model._load_state_dict_post_hooks
+    for key in [key for key, hook in hooks.items() if hook is base_was_loaded]:
+        del hooks[key]
     return model
 
 

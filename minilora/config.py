@@ -27,7 +27,9 @@ class LoRAConfig:
         r: Rank of every update; the number of columns of B and of rows of A. At least 1.
         alpha: Numerator of the scaling factor. Positive and finite.
         targets: Which layers get an adapter. A list names module paths, whole
-            (``"blocks.0.attention.q_proj"``) or by their last parts (``"q_proj"``). A string is
+            (``"blocks.0.attention.q_proj"``) or by their last parts (``"q_proj"``,
+            ``"attention.q_proj"``); a name takes whatever can be adapted, be it linear, an
+            embedding or a convolution. A string is
             a regular expression that must match a whole path, or ``"all-linear"``: every linear
             layer but those named head, lm_head, classifier, score or output_projection (in a
             Hugging Face model, but its output embeddings) and those inside
@@ -44,11 +46,14 @@ class LoRAConfig:
             an adapter changes nothing before it is trained. ``"pissa"``, ``"olora"``,
             ``"milora"``: see :mod:`minilora.initializers`. A callable
             gets the new layer and fills ``layer.A`` and ``layer.B`` in place.
-        bias: ``"none"`` trains no bias, ``"all"`` every bias of the model, ``"lora_only"`` the
-            biases of the adapted layers.
+        bias: ``"none"`` trains no bias, ``"all"`` every parameter of the model that is called
+            ``bias`` (not those of an LSTM, nor ``in_proj_bias``), ``"lora_only"`` those of the
+            adapted layers.
         rank_pattern: Rank of particular layers, ``{"q_proj": 16}``. A key is a regular
-            expression for the end of a path: ``(.*\\.)?(KEY)$``; the first that fits is used.
-        alpha_pattern: The same for alpha.
+            expression for the end of a path: ``(.*\\.)?(KEY)$``; the first that fits is used. A
+            higher rank by itself makes the scale smaller, since alpha is divided by it.
+        alpha_pattern: The same for alpha; ``{"q_proj": 32}`` beside ``alpha=16`` keeps the scale of
+            a layer that has twice the rank.
         modules_to_save: Names of modules that are trained whole beside the adapters, as a new
             output head is. The originals are kept.
         use_dora: Weight-decomposed updates: see :mod:`minilora.dora`.
@@ -79,9 +84,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         for name in ("r", "alpha", "dropout"):
-            item = getattr(getattr(self, name), "item", None)
-            if callable(item):  # a NumPy number: JSON and PEFT know only Python's own
-                object.__setattr__(self, name, item())
+            object.__setattr__(self, name, _python_number(getattr(self, name)))
         _check_rank("r", self.r)
         _check_alpha("alpha", self.alpha)
         _check_targets("targets", self.targets)
@@ -109,12 +112,13 @@ class LoRAConfig:
                 raise TypeError(
                     f"{name} must be a dict such as {{'q_proj': 16}}, but is {pattern!r}"
                 )
-            for key, value in pattern.items():
+            # A private copy: a frozen config must not change when the caller's dict does.
+            own = {key: _python_number(value) for key, value in pattern.items()}
+            for key, value in own.items():
                 _check_regex(f"{name}'s key", key, _PATTERN)
                 check = _check_rank if name == "rank_pattern" else _check_alpha
                 check(f"{name}[{key!r}]", value)
-            # A private copy: a frozen config must not change when the caller's dict does.
-            object.__setattr__(self, name, dict(pattern))
+            object.__setattr__(self, name, own)
         saved = self.modules_to_save
         if not _is_list(saved) or not all(isinstance(n, str) and n for n in saved):
             raise TypeError(
@@ -161,6 +165,12 @@ def _ending(key: str) -> re.Pattern[str]:
 
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _python_number(value: Any) -> Any:
+    """A NumPy number as Python's own, which alone JSON and PEFT know."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) else value
 
 
 def _check_rank(name: str, value: object) -> None:

@@ -36,19 +36,19 @@ class DoRA(nn.Module):
         super().__init__()
         with torch.no_grad():
             norm = _norm(layer, layer.product())
-            ones = [1] * (layer.weight.dim() - 2)
+            ones = [1] * (layer.base.weight.dim() - 2)
             self.magnitude = nn.Parameter(norm.view(1, -1, *ones) if ones else norm)
 
     def forward(self, layer: LoRALayer, x: Tensor) -> Tensor:
         """m/‖V‖ · (W₀x + scale · B A x) + b, of the shape of the layer's output."""
         y: Tensor = layer.base(x)
-        factor = _along_outputs(layer, self.magnitude.flatten() / _norm(layer, _product(layer)))
+        factor = _along_outputs(layer, self._factor(layer, _product(layer)))
         x, A, B = layer.same_dtype(x)
         if isinstance(layer, LoRAEmbedding):
             return (factor * y + factor * layer.low_rank(x, A, B) * layer.scale).to(y.dtype)
         if layer.dropout and layer.training:  # the base must see the same thinned input
             x = layer.drop(x)
-            plain = layer.apply_weight(x, layer.weight.to(x.dtype))
+            plain = layer.apply_weight(x, layer.base.weight.to(x.dtype))
         else:
             plain = y if layer.bias is None else y - _along_outputs(layer, layer.bias)
         low_rank = layer.low_rank(x, A, B)
@@ -58,15 +58,22 @@ class DoRA(nn.Module):
     def weight(self, layer: LoRALayer) -> Tensor:
         """m · V / ‖V‖ in the shape of ``base.weight``."""
         product = layer.product()
-        factor = self.magnitude.flatten() / _norm(layer, product)
-        shape = [1] * layer.weight.dim()
+        factor = self._factor(layer, product)
+        shape = [1] * layer.base.weight.dim()
         shape[layer.out_axis] = -1
-        return factor.view(shape) * (layer.weight + product)
+        return factor.view(shape) * (layer.plain_weight(product.dtype) + product)
+
+    def _factor(self, layer: LoRALayer, product: Tensor) -> Tensor:
+        """(out,): m / ‖V‖, and 1 where a row of V is zero and has no direction."""
+        norm = _norm(layer, product)
+        return torch.where(
+            norm == 0, 1.0, self.magnitude.flatten() / norm.masked_fill(norm == 0, 1)
+        )
 
 
 def _norm(layer: LoRALayer, product: Tensor) -> Tensor:
     """(out,): the length of each output's row of V = W₀ + product, a constant to the gradient."""
-    V = (layer.weight + product).detach().transpose(0, layer.out_axis)
+    V = (layer.plain_weight(product.dtype) + product).detach().transpose(0, layer.out_axis)
     return torch.linalg.norm(V.flatten(1), dim=1)
 
 
@@ -81,4 +88,4 @@ def _product(layer: LoRALayer) -> Tensor:
 
 def _along_outputs(layer: LoRALayer, v: Tensor) -> Tensor:
     """(out,) in the shape that multiplies the layer's output: (out, 1, 1) for a Conv2d."""
-    return v.view(-1, *[1] * (layer.weight.dim() - 2)) if isinstance(layer, LoRAConv) else v
+    return v.view(-1, *[1] * (layer.base.weight.dim() - 2)) if isinstance(layer, LoRAConv) else v

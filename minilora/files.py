@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,33 @@ from torch import Tensor, nn
 from minilora.adapt import (
     add_magnitudes,
     attach,
-    check_init,
     disabled,
     make_copy,
     make_layer,
     remove_lora,
 )
+from minilora.checks import (
+    check_init,
+    check_own_base,
+    check_present,
+    warn_of_bypassed,
+    warn_of_moves,
+    warn_of_training,
+)
 from minilora.config import LoRAConfig
 from minilora.folder import (
     CONFIG_FILE,
     FLOATS,
-    TENSOR_FILE,
     AdapterError,
     check_shape,
     checked,
-    is_quick,
     read_folder,
     write_folder,
 )
 from minilora.initializers import initialize, plain_config
+from minilora.keys import PREFIX, Parts, fit, group
 from minilora.layers import LoRAEmbedding, LoRALayer, is_sharded, layer_type, whole
+from minilora.settings import from_peft, to_peft, transformed
 from minilora.state import (
     Model,
     adaptation,
@@ -47,24 +54,10 @@ from minilora.state import (
     check_unmerged,
     is_adapted,
     lora_layers,
+    take_over,
     trained_copies,
-    warn_of_averages,
 )
 from minilora.targets import Plan, exactly, original_modules, plan
-
-PREFIX = "base_model.model."
-
-# Settings of PEFT's config that say nothing about what the adapter computes.
-HARMLESS = {
-    *("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
-    *("task_type", "megatron_core", "qalora_group_size", "eva_config", "corda_config"),
-    *("lora_ga_config", "loftq_config", "layers_pattern", "runtime_config", "fan_in_fan_out"),
-    "ensure_weight_tying",
-}
-# Initialisations that leave the base weights alone, so that the tensors say everything, and
-# those that change them in a way that can be repeated.
-KNOWN_INITS = (True, False, None, "gaussian", "pissa", "olora", "eva", "orthogonal")
-
 
 # --- saving ---------------------------------------------------------------------------------
 
@@ -91,7 +84,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "the adapter's strength is not 1, and files do not hold it; "
             "call minilora.set_strength(model, 1) before save"
         )
-    warn_of_averages(model)
+    check_own_base(model, "save")
+    check_present(model, "save")
+    warn_of_moves(model)
+    warn_of_bypassed(model)
     config = noted.config
     if any(layer.start is not None for layer in lora_layers(model).values()):
         config = plain_config(config)
@@ -101,7 +97,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise AdapterError(f"{key} holds NaN or infinity: training diverged; not saved")
     if any(map(is_sharded, model.parameters())) and torch.distributed.get_rank() > 0:
         return
-    write_folder(Path(path), _to_peft(model, config), tensors)
+    write_folder(Path(path), to_peft(model, config), tensors)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -132,41 +128,6 @@ def _bias_key(name: str, layers: Mapping[str, object]) -> str:
     return f"{path}.base_layer.bias" if path in layers else name
 
 
-def _to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
-    targets, exclude = config.targets, config.exclude
-    adapted = [la for la in lora_layers(model).values() if not isinstance(la, LoRAEmbedding)]
-    if targets == "all-linear" or exclude == "all-linear":
-        targets, exclude = exactly(list(lora_layers(model)), original_modules(model)), None
-    return {
-        "peft_type": "LORA",
-        "auto_mapping": {
-            "base_model_class": type(model).__name__,
-            "parent_library": type(model).__module__,
-        },
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-        "task_type": None,
-        "inference_mode": True,
-        "r": config.r,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": _names(targets),
-        "exclude_modules": _names(exclude),
-        "bias": config.bias,
-        # PEFT wants it so where weights are (in, out), and corrects it layer by layer.
-        "fan_in_fan_out": bool(adapted) and all(la.out_axis for la in adapted),
-        "use_rslora": config.scaling == "rslora",
-        "use_dora": config.use_dora,
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": dict(config.alpha_pattern),
-        "modules_to_save": list(config.modules_to_save) or None,
-        "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
-    }
-
-
-def _names(targets: Any) -> list[str] | str | None:
-    return targets if targets is None or isinstance(targets, str) else sorted(targets)
-
-
 # --- loading --------------------------------------------------------------------------------
 
 
@@ -191,16 +152,15 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         adaptation(model)
         check_unmerged(model, "load")
         check_enabled(model, "load")
+        check_own_base(model, "load")
     settings, tensors = read_folder(Path(path))
+    config, named = from_peft(settings)
     modules = original_modules(model)
-    parts, rest = _group(tensors)
-    for key in parts:
-        if key not in modules:
-            raise AdapterError(
-                f"the file has factors for {key!r}, but the model has no such module; "
-                "is it the base model that the adapter was trained on?"
-            )
-    config = _from_peft(settings, exactly(list(parts), modules))
+    parts, rest = group(tensors)
+    parts, rest, renamed = fit(parts, rest, modules)
+    if renamed or not named or settings.get("layers_to_transform") is not None:
+        expected = parts if renamed or not named else transformed(model, config, settings, parts)
+        config = replace(config, targets=exactly(list(expected), modules), exclude=None)
     try:
         found = plan(model, config, strict=False, modules=modules)
         check_init(config, found)
@@ -220,13 +180,32 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     with disabled(model) if is_adapted(model) else nullcontext():  # the base has its own biases
         too_much = [key for key, tensor in rest.items() if not _repeats_base(key, tensor, modules)]
     if too_much:
+        own = modules.get(too_much[0].rpartition(".")[0])
+        if own is not None and too_much[0].rpartition(".")[2] in own._parameters:
+            raise AdapterError(
+                f"the file holds {too_much[0]!r} itself, of shape "
+                f"{tuple(rest[too_much[0]].shape)}, "
+                "which the model has with other numbers or another shape, and which is neither in "
+                "modules_to_save nor a trained bias. PEFT writes it where the vocabulary was "
+                "resized: give the base model that weight before loading the adapter"
+            )
         raise AdapterError(
             f"the file has {len(too_much)} tensor(s) that fit nothing in the model, such as "
             f"{too_much[0]!r}; {CONFIG_FILE} must name them in target_modules, "
             "modules_to_save or bias"
         )
+    warn_of_training(found, config)
     if is_adapted(model):
+        replaced = take_over(model, layers, copies, found.biases)
         remove_lora(model)
+        if replaced:
+            warnings.warn(
+                f"load has replaced parameters of {', '.join(map(repr, replaced[:4]))}"
+                f"{' …' * (len(replaced) > 4)}, since the adapter that was there has other ones; "
+                "optimizers and wrappers such as DistributedDataParallel that were made before "
+                "still hold those: make them anew",
+                stacklevel=2,
+            )
     attach(model, config, found, layers, copies)
     for name, (module, _) in adaptation(model).biases.items():
         bias_of(module).data = values[name]
@@ -242,104 +221,26 @@ def _repeats_base(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) ->
     return torch.equal(own.cpu(), tensor.to(own.dtype))
 
 
-def _from_peft(settings: dict[str, Any], found: list[str] | str) -> LoRAConfig:
-    """The config of PEFT's settings; where they name no targets, those ``found`` in the file."""
-    settings = dict(settings)
-    kind = settings.pop("peft_type", None)
-    if kind != "LORA":
-        raise AdapterError(f"{CONFIG_FILE}: peft_type must be 'LORA', but is {kind!r}")
-    missing = {"r", "lora_alpha"} - settings.keys()
-    if missing:
-        raise AdapterError(
-            f"{CONFIG_FILE} lacks {' and '.join(map(repr, sorted(missing)))}, without which the "
-            "scale of the update is unknown"
-        )
-    init = settings.pop("init_lora_weights", True)
-    if init not in KNOWN_INITS:
-        raise AdapterError(
-            f"{CONFIG_FILE}: init_lora_weights={init!r} changes the base weights in a way that "
-            "cannot be repeated from the file; convert the adapter to plain LoRA with PEFT first"
-        )
-    flags = {name: settings.pop(name, None) or False for name in ("use_rslora", "use_dora")}
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise AdapterError(f"{CONFIG_FILE}: {name} must be true or false, but is {flag!r}")
-    try:
-        config = LoRAConfig(
-            r=settings.pop("r"),
-            alpha=settings.pop("lora_alpha"),
-            targets=settings.pop("target_modules", None) or found,
-            exclude=settings.pop("exclude_modules", None) or None,
-            dropout=settings.pop("lora_dropout", 0.0),
-            scaling="rslora" if flags["use_rslora"] else "standard",
-            init=init if init in ("gaussian", "pissa", "olora") else "default",
-            use_dora=flags["use_dora"],
-            bias=settings.pop("bias", "none"),
-            rank_pattern=settings.pop("rank_pattern", None) or {},
-            alpha_pattern=settings.pop("alpha_pattern", None) or {},
-            modules_to_save=settings.pop("modules_to_save", None) or (),
-        )
-    except (TypeError, ValueError) as error:
-        raise AdapterError(f"{CONFIG_FILE}: {error}") from None
-    if not all(is_quick(x) for x in (config.targets, config.exclude) if isinstance(x, str)):
-        config = replace(config, targets=found, exclude=None)  # the keys say it as well
-    for name in ("rank_pattern", "alpha_pattern"):
-        if slow := [key for key in getattr(config, name) if not is_quick(key)]:
-            raise AdapterError(
-                f"{CONFIG_FILE}: {name} has the key {slow[0]!r}, which repeats too much to be "
-                "matched in reasonable time; write out the names"
-            )
-    for name, value in settings.items():
-        if value and name not in HARMLESS:
-            raise AdapterError(
-                f"{CONFIG_FILE} sets {name!r} to {value!r}, which minilora does not support"
-            )
-    return config
-
-
-def _group(
-    tensors: dict[str, Tensor],
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """({module path: {"A": …, "B": …}}, everything else), names as the model has them."""
-    factor = re.compile(
-        r"(.+)\.lora_((?:embedding_)?[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?"
-    )
-    parts: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
-        hit = factor.fullmatch(name)
-        pair = parts.setdefault(hit[1], {}) if hit else rest
-        short = hit[2] if hit else re.sub(r"\.modules_to_save\.(default\.)?", ".", name)
-        other = pair.get(short)
-        if other is not None and (other.dtype != tensor.dtype or not torch.equal(other, tensor)):
-            raise AdapterError(f"the file has two tensors for {name!r}")
-        pair[short] = tensor
-    if not parts:
-        raise AdapterError(f"{TENSOR_FILE} holds no LoRA factors")
-    return parts, rest
-
-
-def _fitted_layers(
-    plan: Plan, config: LoRAConfig, parts: dict[str, dict[str, Tensor]]
-) -> dict[str, LoRALayer]:
+def _fitted_layers(found: Plan, config: LoRAConfig, parts: Parts) -> dict[str, LoRALayer]:
     """A finished layer for each target, or an error that names what is missing or too much."""
-    modules, expected = plan.modules, plan.targets
+    modules, expected = found.modules, found.targets
     for path in parts:
         if path not in expected:
-            raise AdapterError(
-                f"the file has factors for {path!r}, which target_modules does not name"
-            )
+            whole = [copied for copied in found.copies if f"{path}.".startswith(f"{copied}.")]
+            why = "target_modules does not name"
+            if whole:
+                why = f"modules_to_save has trained whole, as {whole[0]!r}"
+            raise AdapterError(f"the file has factors for {path!r}, which {why}")
     layers = {}
     for path in expected:
-        found = parts.get(path, {})
+        pair = parts.get(path, {})
         kind = layer_type(modules[path])
         assert kind is not None  # find_targets let it through
         shapes = kind.shapes(modules[path], config.rank_for(path))
         names = ["embedding_A", "embedding_B"] if kind is LoRAEmbedding else ["A", "B"]
         names += ["magnitude_vector"] * config.use_dora
-        for name in dict.fromkeys([*names, *found]):
-            if name not in found:
+        for name in dict.fromkeys([*names, *pair]):
+            if name not in pair:
                 raise AdapterError(
                     f"target_modules names {path!r}, but the file has no {name} for it"
                 )
@@ -349,9 +250,9 @@ def _fitted_layers(
                     + " unless use_dora is set" * (name == "magnitude_vector")
                 )
         for name, shape in zip(names, shapes, strict=False):
-            check_shape(f"{path}: {name}", found[name], shape)  # before anything is allocated
+            check_shape(f"{path}: {name}", pair[name], shape)  # before anything is allocated
         try:
-            layers[path] = _filled(modules[path], path, config, [found[name] for name in names])
+            layers[path] = _filled(modules[path], path, config, [pair[name] for name in names])
         except (ValueError, RuntimeError, MemoryError) as error:  # torch's own for a full memory
             if isinstance(error, AdapterError):
                 raise

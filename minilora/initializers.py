@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig
-from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear
+from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear, full_precision, is_coarse
 
 
 def initialize(layer: LoRALayer, init: str | Callable[[LoRALayer], None]) -> None:
     """Fill A and B as ``LoRAConfig.init`` says. A callable's result is checked for shape."""
     shapes = layer.A.shape, layer.B.shape
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(layer.base.weight):
         layer.reset(gaussian=init == "gaussian")
         if callable(init):
             init(layer)
@@ -46,7 +46,7 @@ def fill(layer: LoRALayer, init: str) -> None:
             f"init={init!r} fits linear layers, not {type(layer.base).__name__}; "
             "take it out of targets, or use init='default'"
         )
-    weight = layer.weight
+    weight = layer.base.weight
     if not isinstance(weight, nn.Parameter):
         raise ValueError(
             f"init={init!r} takes a part out of the weight, but this weight is computed "
@@ -58,7 +58,7 @@ def fill(layer: LoRALayer, init: str) -> None:
             f"{tuple(weight.shape)}, but r is {layer.r}"
         )
     # float32 at least, as decompositions do not exist in half precision
-    W = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+    W = weight.data.to(torch.float32 if is_coarse(weight.dtype) else weight.dtype)
     W = W.transpose(0, layer.out_axis)  # (out, in)
     A, B = {"pissa": pissa, "milora": milora, "olora": olora}[init](W, layer.r, layer.scale)
     layer.A.data, layer.B.data = A.to(layer.A.dtype), B.to(layer.B.dtype)

@@ -12,7 +12,7 @@ Shapes, for rank r and a kernel of k (× k) weights, are those of PEFT:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as _modes
+
+from minilora.bypass import read_weight
 
 Shape = tuple[int, ...]
 
@@ -63,6 +66,16 @@ def is_sharded(tensor: object) -> bool:
 def whole(tensor: Any) -> Tensor:
     """The tensor; one that is sharded is gathered, which every process must join in."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def is_coarse(dtype: torch.dtype) -> bool:
+    """Whether small steps would be lost in this type, so that what trains must be float32."""
+    return dtype.is_floating_point and dtype.itemsize < 4
+
+
+def full_precision(weight: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast, which would round a product that is to be written down."""
+    return nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False)
 
 
 def in_textbook() -> bool:
@@ -115,11 +128,11 @@ class LoRALayer(nn.Module):
         self.start: tuple[Tensor, Tensor] | None = None
         self.dora: Reweighting | None = None
         self.aside = Aside()
+        self.bypassed: str | None = None  # where the weight was read instead of the layer called
 
-        weight = self.weight
-        # Half precision is too coarse to add up small steps, so its adapters are float32.
-        half = weight.dtype in (torch.float16, torch.bfloat16)
-        dtype = torch.float32 if half else weight.dtype
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        dtype = torch.float32 if is_coarse(weight.dtype) else weight.dtype
         a_shape, b_shape = self.shapes(base, r)
         self.A = nn.Parameter(torch.empty(a_shape, dtype=dtype, device=weight.device))
         self.B = nn.Parameter(torch.empty(b_shape, dtype=dtype, device=weight.device))
@@ -158,28 +171,48 @@ class LoRALayer(nn.Module):
         return [self.A, self.B] + ([self.dora.magnitude] if self.dora is not None else [])
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B of the plain LoRA that adds the same update to the original W₀."""
+        """A and B of the plain LoRA that adds the same update to the original W₀.
+
+        Without the scale: the update is ``scale`` · B A. To save factors of your own, fill
+        ``layer.A.data`` and ``layer.B.data`` in their shapes, with B divided by ``layer.scale``
+        where B A is to be the whole update, and call ``minilora.save``.
+        """
         if self.start is None:
             return self.A, self.B
         A, B = (start.to(self.A.device, self.A.dtype) for start in self.start)
         return torch.cat([whole(self.A), A]), torch.cat([whole(self.B), -B], dim=1)
 
     def product(self) -> Tensor:
-        """scale · B A, in the shape of ``base.weight``."""
+        """scale · B A, in the shape of ``base.weight``.
+
+        Beside it: ``delta()`` is the whole update, with DoRA's magnitudes where there are any, and
+        the same as this where there are none; ``new_weight()`` is ``base.weight`` + ``delta()``.
+        """
         BA = (self.B.flatten(1) @ self.A.flatten(1)).view(len(self.B), *self.A.shape[1:])
         return BA.transpose(0, self.out_axis) * self.scale
 
     def new_weight(self) -> Tensor:
         """The weight with the update in it, before it is rounded to the weight's own type."""
-        return self.weight + self.product() if self.dora is None else self.dora.weight(self)
+        if self.dora is not None:
+            return self.dora.weight(self)
+        update = self.product()
+        return self.plain_weight(update.dtype) + update
 
     def delta(self) -> Tensor:
         """The update that the adapter adds to ``base.weight``, in the weight's own shape."""
-        return self.product() if self.dora is None else self.new_weight() - self.weight
+        if self.dora is None:
+            return self.product()
+        new = self.dora.weight(self)
+        return new - self.plain_weight(new.dtype)
+
+    def plain_weight(self, dtype: torch.dtype) -> Tensor:
+        """``base.weight``, for a sum with numbers of this type: no sum is defined in float8."""
+        weight: Tensor = self.base.weight
+        return weight.to(dtype) if weight.dtype.itemsize == 1 else weight
 
     def exchange(self, new: Tensor) -> Tensor:
         """Put ``new`` in the place of ``base.weight`` and return what was there."""
-        old = self.weight
+        old = self.base.weight
         if isinstance(new, nn.Parameter):  # a shared weight is exchanged whole
             self.base.weight = new
             return old
@@ -195,7 +228,9 @@ class LoRALayer(nn.Module):
             return y
         if self.dora is not None:
             return self.dora(self, x)
-        return self._fast(x) if self._fast_is_safe(x) else self._textbook(x)
+        if self._is_short(x) or not self._fast_is_safe(x):
+            return self._textbook(x)
+        return self._fast(x)
 
     def _textbook(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
@@ -227,6 +262,7 @@ class LoRALayer(nn.Module):
             and not torch._C._is_any_autocast_enabled()
             and not _has_hooks(base)
             and not torch._C._are_functorch_transforms_active()
+            and not _outputs_are_kept()
         )
 
     def _base_is_plain(self) -> bool:
@@ -239,9 +275,15 @@ class LoRALayer(nn.Module):
     def same_dtype(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, A and B in one type, so that they can be multiplied."""
         # Casting the small factors down spares a float32 copy of x in every layer.
-        if _textbook_depth:
+        if _textbook_depth or self._is_short(x):
             return x.to(self.A.dtype), self.A, self.B
         return x, self.A.to(x.dtype), self.B.to(x.dtype)
+
+    def _is_short(self, x: Tensor) -> bool:
+        """Whether x, not to be kept, is smaller than A: then x is what is cheap to cast."""
+        if torch.is_grad_enabled() or x.dtype == self.A.dtype or not x.is_floating_point():
+            return False
+        return x.numel() <= self.A.numel()
 
     def __getattr__(self, name: str) -> Any:
         # Code that reads `layer.weight` or `layer.in_features` must find what the base has.
@@ -251,7 +293,24 @@ class LoRALayer(nn.Module):
             base = self.__dict__.get("_modules", {}).get("base")
             if base is None or name.startswith("_"):
                 raise
-            return getattr(base, name)
+            value = getattr(base, name)
+            return read_weight(value, self._note_read) if name == "weight" else value
+
+    def _note_read(self, place: str) -> None:
+        self.bypassed = self.bypassed or place
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # A checkpoint of the plain model names what is now `base.weight` by its old name.
+        for name in ("weight", "bias"):
+            old, new = f"{prefix}{name}", f"{prefix}base.{name}"
+            if old in state_dict and new not in state_dict:
+                if self.start is not None:
+                    rest[-1].append(
+                        f"{old} is a weight of the plain model, of which this adapter has taken a "
+                        "part; load the base's weights before add_lora"
+                    )
+                state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         state = ", merged" if self.merged else ", disabled" if self.off else ""
@@ -407,9 +466,26 @@ class TrainedCopy(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             modules = self.__dict__.get("_modules", {})
-            if "tuned" not in modules or name.startswith("_"):
+            if "tuned" not in modules or name.startswith("__") or name == "_hf_hook":
                 raise
             return getattr(modules["base" if self.off else "tuned"], name)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # A checkpoint of the plain model: the original's values, and the copy begins with them.
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key.removeprefix(prefix)
+            if not name.startswith(("base.", "tuned.")):
+                tensor = state_dict.pop(key)
+                for part in ("base", "tuned"):
+                    state_dict.setdefault(f"{prefix}{part}.{name}", tensor)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _outputs_are_kept() -> bool:
+    """Whether selective activation checkpointing keeps outputs, which must not change then."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in _modes())
 
 
 def _has_hooks(module: nn.Module) -> bool:

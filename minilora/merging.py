@@ -9,8 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from minilora.layers import LoRALayer, is_sharded
-from minilora.state import Model, adaptation, check_enabled, check_unmerged, lora_layers
+from minilora.checks import check_present, not_linear
+from minilora.layers import LoRALayer, full_precision, is_coarse, is_sharded
+from minilora.state import (
+    Model,
+    adaptation,
+    check_enabled,
+    check_unmerged,
+    lora_layers,
+)
 from minilora.targets import original_modules, tied_weights
 
 
@@ -41,12 +48,24 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
     adaptation(model)
     check_unmerged(model, "merge")
     check_enabled(model, "merge")
+    check_present(model, "merge")
     layers = lora_layers(model)
     for path, layer in layers.items():
+        if layer.bypassed:
+            raise ValueError(
+                f"the weight of {path!r} is read by {layer.bypassed}, beside or instead of calling "
+                "the layer: there the adapter does not act, and merging would change the output; "
+                "leave it out of targets"
+            )
         if is_sharded(layer.weight):
             raise ValueError(
                 f"the weight of {path!r} is sharded, and writing into it would be lost; save the "
                 "adapter, load it onto a model that is not sharded, and merge there"
+            )
+        if why := not_linear(layer):
+            raise ValueError(
+                f"merging {path!r} would not give what it computes now, since {why}; use it "
+                "unmerged"
             )
         if not isinstance(layer.weight, nn.Parameter):
             raise ValueError(
@@ -91,7 +110,7 @@ def merge(model: Model, keep_base: bool = True, untie: bool = False) -> Model:
 
 def merged_weight(layer: LoRALayer) -> Tensor:
     """The weight that merging gives the layer, rounded to the weight's own type."""
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), full_precision(layer.weight):
         return layer.new_weight().to(layer.weight.dtype)
 
 
@@ -100,21 +119,20 @@ def merge_loss(layer: LoRALayer) -> float:
 
     1 means that rounding to the type of the weight loses as much as there is.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), full_precision(layer.weight):
         update = layer.delta()
-        lost = (merged_weight(layer).to(update.dtype) - layer.weight) - update
+        lost = (merged_weight(layer).to(update.dtype) - layer.weight.to(update.dtype)) - update
         norm = torch.linalg.norm(update)
         return float(torch.linalg.norm(lost) / norm) if norm > 0 else 0.0
 
 
 def _checked_loss(path: str, layer: LoRALayer) -> float:
-    if not torch.isfinite(merged_weight(layer)).all():
+    if not torch.isfinite(merged_weight(layer).float()).all():
         raise ValueError(
             f"merging {path!r} would give NaN or infinity in {layer.weight.dtype}; "
             "training diverged: lower the learning rate and train again"
         )
-    half = layer.weight.dtype in (torch.float16, torch.bfloat16)
-    return merge_loss(layer) if half else 0.0
+    return merge_loss(layer) if is_coarse(layer.weight.dtype) else 0.0
 
 
 def unmerge(model: Model) -> Model:

@@ -8,7 +8,8 @@ by its largest magnitude, its *absmax*, and each quotient is rounded to the near
 
 Double quantization treats the absmax constants, of which their mean is subtracted, in the same way
 once more: blocks of 256, and 256 levels instead of 16. That takes the cost of a weight from 4.5 to
-4.127 bits. Source: Dettmers et al. 2023, QLoRA, arXiv 2305.14314, section 3.
+4.127 bits. Source: Dettmers et al. 2023, QLoRA, arXiv 2305.14314, section 3. Codes and constants
+are buffers of the layer: they move with the model, are in its ``state_dict``, and do not train.
 
 Bytes and values are those of bitsandbytes, but for three details. A block whose numbers are all
 subnormal (below 1.2e-38) becomes zero. A number in the very middle between two levels, to within
@@ -60,9 +61,16 @@ NF4_LEVELS = torch.tensor(
         0.5626170039176941,
         0.7229568362236023,
         1.0,
-    ]
+    ],
+    dtype=torch.float32,
+    device="cpu",
 )
 NF4_ZERO = 7  # the code of 0.0
+
+
+def _line(first: float, last: float, count: int) -> Tensor:
+    """Evenly spaced numbers in float32 on the CPU, whatever this process has for defaults."""
+    return torch.linspace(first, last, count, dtype=torch.float32, device="cpu")
 
 
 def nf4_levels(offset: float = NF4_OFFSET) -> Tensor:
@@ -89,10 +97,10 @@ def nf4_levels(offset: float = NF4_OFFSET) -> Tensor:
 
     def quantiles(count: int) -> Tensor:
         # float32 probabilities, because the published constants were computed from such.
-        p = torch.linspace(offset, 0.5, count + 1)[:-1]  # one half itself would be a second zero
+        p = _line(offset, 0.5, count + 1)[:-1]  # one half itself would be a second zero
         return torch.special.ndtri(p.double())
 
-    levels = torch.cat([-quantiles(7), torch.zeros(1), quantiles(8)]).sort().values.float()
+    levels = torch.cat([-quantiles(7), _line(0, 0, 1), quantiles(8)]).sort().values.float()
     return levels / levels[-1]
 
 
@@ -107,10 +115,10 @@ def dynamic_levels() -> Tensor:
     """
     positive = []
     for e in range(-6, 1):
-        edges = torch.linspace(0.1, 1, 2 ** (e + 6) + 1)
+        edges = _line(0.1, 1, 2 ** (e + 6) + 1)
         positive.append((edges[:-1] + edges[1:]) / 2 * 10**e)
     levels = torch.cat(positive)  # (127,)
-    return torch.cat([-levels, torch.tensor([0.0, 1.0]), levels]).sort().values
+    return torch.cat([-levels, levels.new_tensor([0.0, 1.0]), levels]).sort().values
 
 
 ABSMAX_LEVELS = dynamic_levels()
@@ -125,7 +133,7 @@ def uniform_levels(count: int = 16) -> Tensor:
     """
     if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= 256:
         raise ValueError(f"count must be a whole number from 2 to 256, but is {count!r}")
-    return torch.linspace(-1, 1, count)
+    return _line(-1, 1, count)
 
 
 # --- rounding to levels ---------------------------------------------------------------------

@@ -20,8 +20,10 @@ arXiv 2311.03285.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +57,20 @@ class ServedLinear(nn.Module):
     def __init__(self, base: nn.Module, d_in: int, d_out: int, rows: Rows) -> None:
         super().__init__()
         self.base, self.rows = base, rows
-        like = next(base.parameters())
+        weight: Any = base.weight  # of a quantized layer it is computed, and no parameter
+        like = weight.detach()
         self.register_buffer("A", like.new_zeros(1, 0, d_in), persistent=False)
         self.register_buffer("B", like.new_zeros(1, d_out, 0), persistent=False)
+
+    def __getattr__(self, name: str) -> Any:
+        # Code that reads `layer.weight` or `layer.in_features` must find what the base has.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None or name.startswith("_"):
+                raise
+            return getattr(base, name)
 
     def push(self, A: Tensor | None, B: Tensor | None) -> None:
         """Add an adapter at the end: A of shape (r, in), B of shape (out, r), or None for none."""
@@ -113,6 +126,7 @@ class AdapterBank:
         self.model = model
         self.names: list[str] = []
         self._rows = Rows()
+        self._turn = threading.RLock()  # who is inside `rows`
         self._closed = False
         self._served: dict[str, ServedLinear] = {}
 
@@ -190,7 +204,8 @@ class AdapterBank:
     def rows(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
         """Inside ``with bank.rows(names): …`` row i of each batch takes the adapter ``names[i]``.
 
-        None takes the base. Outside, every row takes the base. Nests; restores after an error.
+        None takes the base. Outside, every row takes the base. Nests; restores after an error. One
+        thread at a time is inside: others wait, since they share the model.
 
         Raises:
             ValueError: A name that the bank does not know. In the model: a layer whose input has
@@ -199,13 +214,14 @@ class AdapterBank:
         if isinstance(names, str):
             raise TypeError(f"rows needs a list with a name for each row, but got {names!r}")
         places = [0 if name is None else self._place(name) for name in names]
-        before = self._rows.index
         device = next(iter(self._served.values())).A.device if self._served else None
-        self._rows.index = torch.tensor(places, device=device)
-        try:
-            yield self.model
-        finally:
-            self._rows.index = before
+        with self._turn:
+            before = self._rows.index
+            self._rows.index = torch.tensor(places, device=device)
+            try:
+                yield self.model
+            finally:
+                self._rows.index = before
 
     def close(self) -> None:
         """Put the original layers back and forget all adapters."""

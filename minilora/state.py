@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor, nn
 
+from minilora.base import Note
 from minilora.config import LoRAConfig
-from minilora.layers import LoRALayer, TrainedCopy
+from minilora.layers import LoRALayer, TrainedCopy, is_sharded
 from minilora.targets import unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -27,7 +28,8 @@ class Adaptation:
     requires_grad: list[tuple[nn.Module, str, bool]]  # as it was before
     biases: dict[str, tuple[nn.Module, Tensor]]  # whose bias trains, with its original value
     nested: list[nn.TransformerEncoder]  # those whose use of nested tensors was turned off
-    averages: dict[str, int]  # how many batches each batch norm had seen
+    base: dict[str, Note]  # what the base held
+    foreign: str | None = None  # settings whose originals are those of another base
 
 
 def adaptation(model: nn.Module) -> Adaptation:
@@ -81,29 +83,6 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(parameters))
 
 
-def averages_seen(model: nn.Module) -> dict[str, int]:
-    """{path: batches that went into its running averages} of the batch norms of the base."""
-    found = {}
-    for path, module in model.named_modules():
-        seen = module._buffers.get("num_batches_tracked")
-        if seen is not None and ".tuned" not in f".{path}" and not seen.is_meta:
-            found[path] = int(seen)
-    return found
-
-
-def warn_of_averages(model: nn.Module) -> None:
-    """Warn where a batch norm of the base has moved its averages since ``add_lora``."""
-    before = adaptation(model).averages
-    moved = [path for path, n in averages_seen(model).items() if n != before.get(path, n)]
-    if moved:
-        warnings.warn(
-            f"training moved the running averages of {', '.join(map(repr, moved))}, which an "
-            "adapter's files do not hold, so it will not load as it is; name such modules in "
-            "modules_to_save, or put them into eval() before training",
-            stacklevel=3,
-        )
-
-
 def bias_of(module: nn.Module) -> nn.Parameter:
     """The bias that the module has now."""
     bias = module.bias
@@ -121,3 +100,51 @@ def check_enabled(model: nn.Module, what: str) -> None:
     """Raise ValueError inside ``disabled(model)``, naming ``what`` was called."""
     if any(w.off for w in wrappers(model)):
         raise ValueError(f"{what} was called inside disabled(model); call it outside")
+
+
+def take_over(
+    model: nn.Module,
+    layers: Mapping[str, LoRALayer],
+    copies: Mapping[str, TrainedCopy],
+    biases: Collection[str],
+) -> list[str]:
+    """Give what was loaded the parameters that are there, so that an optimizer goes on with them.
+
+    Returns:
+        The names of the parameters, old and new, to which that could not be done.
+    """
+    old = _trained(lora_layers(model), trained_copies(model))
+    new = _trained(layers, copies)
+    for name, (module, own, parameter) in new.items():
+        was = old[name][2] if name in old else None
+        fits = was is not None and (was.shape, was.dtype, was.device) == (
+            parameter.shape, parameter.dtype, parameter.device
+        )  # fmt: skip
+        if fits and was is not None and not is_sharded(was):
+            was.data, was.grad = parameter.data, None
+            was.requires_grad_(True)
+            module._parameters[own] = was
+            del old[name]
+    left = [name for name, one in new.items() if one[0]._parameters[one[1]] is one[2]]
+    noted = adaptation(model).biases
+    return [*left, *(name for name in old if name not in left), *(noted.keys() ^ set(biases))]
+
+
+def _trained(
+    layers: Mapping[str, LoRALayer], copies: Mapping[str, TrainedCopy]
+) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
+    """{path and name: (module, its name there, parameter)} of what adapters and copies train."""
+    found: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
+    for path, layer in layers.items():
+        for owner in (layer, layer.dora):
+            if not isinstance(owner, nn.Module):
+                continue
+            for name, p in owner._parameters.items():
+                if p is not None:
+                    found[f"{path}.{name}"] = (owner, name, p)
+    for path, copied in copies.items():
+        for inner, module in copied.tuned.named_modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    found[".".join(filter(None, (path, inner, name)))] = (module, name, p)
+    return found

@@ -8,17 +8,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from minilora.config import LoRAConfig, Targets, endings, key_fits
+from minilora.fitting import (
+    adaptable,
+    check_adaptable,
+    check_copied,
+    fits,
+    inside_attention,
+)
 from minilora.layers import (
-    LoRAConv,
-    LoRAEmbedding,
     LoRALayer,
     TrainedCopy,
     is_hf_conv1d,
-    is_sharded,
-    layer_type,
 )
 
 # Where a model does not say which layer is its output head, these names do.
@@ -82,13 +84,20 @@ def plan(
     Raises:
         ValueError: As in ``add_lora``.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ValueError(
-            "DistributedDataParallel has taken note of the parameters already and would leave new "
-            "ones out; add the adapter to the model before wrapping it"
-        )
+    for path, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"DistributedDataParallel{f' around {path!r}' if path else ''} has taken note of "
+                "the parameters already and would leave new ones out; add the adapter to the model "
+                "before wrapping it"
+            )
+        if type(module).__module__.startswith("peft.tuners."):
+            raise ValueError(
+                f"the model has an adapter of PEFT's{f' at {path!r}' if path else ''}; take it off "
+                "with its merge_and_unload() or unload(), and pass the plain model that it returns"
+            )
     modules = original_modules(model) if modules is None else modules
-    targets = _targets(model, modules, config)
+    targets = _targets(model, modules, config, strict)
     if strict:
         _check_patterns(config, targets)
         _check_named("modules_to_save", config.modules_to_save, modules)
@@ -112,6 +121,9 @@ def _check_exclude(model: nn.Module, modules: dict[str, nn.Module], config: LoRA
         if chosen.isdisjoint(hits):
             inside = [path for path in chosen if any(path.startswith(f"{h}.") for h in hits)]
             hint = f"; it names what contains {min(inside)!r}: list that" if inside else ""
+            if inside and isinstance(exclude, tuple):
+                pattern = rf"(.*\.)?{re.escape(part[0])}(\..*)?"
+                hint += f", or, for all in it, give exclude={pattern!r}"
             raise ValueError(
                 f"exclude={_shown(part)} takes nothing out of "
                 f"targets={_shown(config.targets)}{hint}"
@@ -131,11 +143,16 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     return _targets(model, original_modules(model), config)
 
 
-def _targets(model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig) -> list[str]:
+def _targets(
+    model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig, strict: bool = True
+) -> list[str]:
     if any(hasattr(type(module), "is_served") for module in modules.values()):
         raise ValueError("an AdapterBank serves this model; call its close() first")
     whole = config.modules_to_save
-    chosen = _select(model, modules, config.targets, "targets", whole)
+    chosen = _select(model, modules, config.targets, "targets", whole, strict)
+    if not strict:  # PEFT gives nothing an adapter that is trained whole
+        copied = matching(modules, whole)
+        chosen = [p for p in chosen if not any(f"{p}.".startswith(f"{c}.") for c in copied)]
     if config.exclude is not None:
         excluded = set(_select(model, modules, config.exclude, "exclude", whole))
         chosen = [path for path in chosen if path not in excluded]
@@ -145,7 +162,7 @@ def _targets(model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig
             f"targets={config.targets!r} matches"
         )
     for path in chosen:
-        _check_adaptable(modules, path)
+        check_adaptable(modules, path)
     _check_not_compiled(model, modules, chosen)
     return chosen
 
@@ -156,6 +173,7 @@ def _select(
     targets: Targets,
     setting: str,
     trained_whole: Sequence[str],
+    strict: bool = True,
 ) -> list[str]:
     paths = [path for path in modules if path]
     if targets == "all-linear":
@@ -167,7 +185,7 @@ def _select(
     elif callable(targets):
         hits = [path for path in paths if targets(path, modules[path])]
     else:
-        if setting == "targets":
+        if setting == "targets" and strict:
             _check_named(setting, targets, modules)
         hits = matching(paths, targets)
     if not hits and setting == "targets":
@@ -178,7 +196,11 @@ def _select(
             )
         elif isinstance(targets, str) and targets.lower().replace("_", "-") == "all-linear":
             hint = "did you mean 'all-linear'? "
-        raise ValueError(f"targets={targets!r} matches nothing; {hint}{_adaptable(modules)}")
+        elif isinstance(targets, tuple):
+            raise ValueError(
+                f"targets names {targets[0]!r}, {_near_misses(targets[0], modules, setting)}"
+            )
+        raise ValueError(f"targets={targets!r} matches nothing; {hint}{adaptable(modules)}")
     return hits
 
 
@@ -198,54 +220,13 @@ def _all_linear(
         parts = path.split(".")
         above = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
         in_copy = any(not whole.isdisjoint(endings(part)) for part in above)
-        return not (is_head(path, module) or in_copy or _inside_attention(modules, path))
+        return not (is_head(path, module) or in_copy or inside_attention(modules, path))
 
     return [
         path
         for path, m in modules.items()
         if path and (isinstance(m, nn.Linear) or is_hf_conv1d(m)) and wanted(path, m)
     ]
-
-
-def _check_adaptable(modules: dict[str, nn.Module], path: str) -> None:
-    module: Any = modules[path]
-    kind = layer_type(module)
-    if kind is None:
-        raise ValueError(
-            f"targets matches {path!r}, a {type(module).__name__}; adapters fit linear layers, "
-            "embeddings and 1-d or 2-d convolutions. Narrow targets or list it in exclude; "
-            f"{_adaptable(modules)}"
-        )
-    if _inside_attention(modules, path):
-        raise ValueError(
-            f"{path!r} belongs to an nn.MultiheadAttention, which reads its weight and would "
-            "pass the adapter by; adapt other layers, or use an attention whose projections are "
-            "nn.Linear modules that are called. exclude takes it out of targets"
-        )
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise ValueError(
-            f"{path!r} is an nn.Embedding with max_norm={module.max_norm}, which rewrites its "
-            "own weight in every forward, so it cannot stay frozen; set max_norm to None"
-        )
-    if kind in (LoRAConv, LoRAEmbedding):
-        types: list[Any] = list(type(module).__mro__)
-        torchs = next(t for t in types if t.__module__.startswith("torch.nn.modules"))
-        if type(module).forward is not torchs.forward:
-            raise ValueError(
-                f"{path!r} is a {type(module).__name__}, an nn.{torchs.__name__} with a forward of "
-                "its own, which the update would not follow; list it in exclude"
-            )
-    if kind is LoRAConv:
-        _check_convolution(path, module)
-    if is_sharded(module.weight):
-        raise ValueError(
-            f"{path!r} is sharded already, and nothing would keep new factors equal on all "
-            "processes; add the adapter before fully_shard"
-        )
-    if is_lazy(module.weight):
-        raise ValueError(f"{path!r} has no shape yet; call the model once before adding adapters")
-    if not module.weight.is_floating_point():
-        raise ValueError(f"{path!r} has weights of {module.weight.dtype}; adapters need floats")
 
 
 def _check_not_compiled(
@@ -261,35 +242,34 @@ def _check_not_compiled(
             )
 
 
-def _check_convolution(path: str, module: nn.Module) -> None:
-    """PEFT's format says nothing of these settings, so PEFT would compute another update."""
-    for setting, usual in [("groups", 1), ("dilation", (1,)), ("padding_mode", "zeros")]:
-        found = getattr(module, setting)
-        if (set(found) != {1}) if setting == "dilation" else (found != usual):
-            raise ValueError(
-                f"{path!r} is a convolution with {setting}={found!r}, which adapters do not "
-                "support; leave it out of targets, or list it in exclude"
-            )
-
-
-def _inside_attention(modules: dict[str, nn.Module], path: str) -> bool:
-    return isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
-
-
-def _near_misses(name: str, modules: dict[str, nn.Module]) -> str:
-    known = {path.rsplit(".", 1)[-1] for path in modules if path} | set(modules)
-    close = difflib.get_close_matches(name, known - {""}, n=3)
+def _near_misses(name: str, modules: dict[str, nn.Module], setting: str) -> str:
+    for second, first in second_names(modules).items():
+        if name in endings(second):
+            return f"which is a second name of {first!r}: give that"
+    for path, module in modules.items():
+        for own, parameter in module._parameters.items():
+            if parameter is not None and name in endings(f"{path}.{own}"):
+                return (
+                    f"which is a parameter of {path!r}, of shape {tuple(parameter.shape)}, and no "
+                    f"module; {adaptable(modules)}"
+                )
+    fitting = [path for path in modules if path and (setting != "targets" or fits(modules, path))]
+    known = {path.rsplit(".", 1)[-1] for path in fitting} | set(fitting)
+    close = difflib.get_close_matches(name, known, n=3)
     hint = f"close to it: {', '.join(map(repr, close))}. " if close else ""
-    return f"but no module has that path or ends with it; {hint}{_adaptable(modules)}"
+    return f"but no module has that path or ends with it; {hint}{adaptable(modules)}"
 
 
-def _adaptable(modules: dict[str, nn.Module]) -> str:
-    names = {p.rsplit(".", 1)[-1]: None for p, m in modules.items() if p and layer_type(m)}
-    if names:
-        return f"layers that can be adapted end with {', '.join(map(repr, list(names)[:12]))}"
-    if layer_type(modules[""]):
-        return "the model itself is a single layer; put it into an nn.Sequential first"
-    return "the model has no linear layer, embedding or convolution"
+def second_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """{path: the path in ``modules``} of modules that stand in the model in several places."""
+    firsts = {id(module): path for path, module in modules.items()}
+    found = {}
+    for path, module in modules[""].named_modules(remove_duplicate=False):
+        module = module.base if isinstance(module, (LoRALayer, TrainedCopy)) else module
+        name = unwrapped(path)
+        if name not in modules and id(module) in firsts:
+            found[name] = firsts[id(module)]
+    return found
 
 
 def matching(paths: Iterable[str], names: Collection[str]) -> list[str]:
@@ -309,7 +289,7 @@ def _check_named(setting: str, names: Sequence[str], modules: dict[str, nn.Modul
     known = {name for path in modules for name in endings(path)}
     for name in names:
         if not name or name not in known:
-            raise ValueError(f"{setting} names {name!r}, {_near_misses(name, modules)}")
+            raise ValueError(f"{setting} names {name!r}, {_near_misses(name, modules, setting)}")
 
 
 def _check_patterns(config: LoRAConfig, targets: list[str]) -> None:
@@ -351,6 +331,7 @@ def find_copies(
                     f"modules_to_save name {other!r} too. To train it whole, list it in exclude; "
                     f"to give it an adapter, take {path!r} out of modules_to_save"
                 )
+        check_copied(path, modules[path])
     return paths
 
 
@@ -371,6 +352,21 @@ def find_biases(
         if bias is not None and not in_copy and (config.bias == "all" or path in chosen):
             found.setdefault(id(bias), (f"{path}.bias" if path else "bias", bias))
     return dict(found.values())
+
+
+def tied_copies(modules: Mapping[str, nn.Module], copies: Collection[str]) -> dict[str, list[str]]:
+    """{copied path: paths outside it whose modules use one of its parameters}."""
+    users: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for parameter in module._parameters.values():
+            users.setdefault(id(parameter), []).append(path)
+    tied = {}
+    for copied in copies:
+        using = [path for p in modules[copied].parameters() for path in users.get(id(p), ())]
+        others = [path for path in using if not f"{path}.".startswith(f"{copied}.")]
+        if others:
+            tied[copied] = list(dict.fromkeys(others))
+    return tied
 
 
 def tied_weights(

@@ -544,7 +544,7 @@ CONFIGS = [
     ({"init_lora_weights": "pissa_niter_4"}, ["pissa_niter_4", "changes the base weights"]),
     ({"init_lora_weights": "corda"}, ["'corda'"]),
     ({"init_lora_weights": ["x"]}, ["init_lora_weights"]),
-    ({"layers_to_transform": [0]}, ["'layers_to_transform'", "[0]"]),
+    ({"layers_to_transform": [1]}, ["factors for 'blocks.0.q_proj'", "does not name"]),
     ({"trainable_token_indices": [1]}, ["'trainable_token_indices'"]),
     ({"megatron_config": {"a": 1}}, ["'megatron_config'"]),
     ({"something_new": 1}, ["'something_new'", "does not support"]),
@@ -763,5 +763,5 @@ def test_moved_running_averages_are_told_of(tmp_path, recwarn):
     assert not recwarn.list
     moved = add_lora(model(), LoRAConfig(r=2, targets=["0"]))
     moved(x)
-    with pytest.warns(UserWarning, match="running averages of '1'.*modules_to_save"):
+    with pytest.warns(UserWarning, match="'1' changed since.*modules_to_save"):
         minilora.save(moved, tmp_path / "c")

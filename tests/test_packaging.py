@@ -159,7 +159,7 @@ def fenced(language: str) -> list[str]:
 
 
 def test_readme_example_has_at_most_ten_lines_and_runs(tmp_path):
-    example, imports = fenced("python")
+    example, imports, recipe = fenced("python")
     lines = [line for line in example.splitlines() if line.strip()]
     assert sum(not line.startswith("import ") for line in lines) <= 10
     answer = subprocess.run(
@@ -174,6 +174,24 @@ def test_readme_example_has_at_most_ten_lines_and_runs(tmp_path):
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     exec(imports, {})
+    asked_for(recipe, tmp_path)
+
+
+def asked_for(recipe, tmp_path):
+    """The recipe for factors of one's own, on a model that has the layer it names."""
+    import torch
+
+    import minilora
+
+    names = {
+        "blocks": torch.nn.ModuleList([torch.nn.ModuleDict({"q_proj": torch.nn.Linear(6, 5)})])
+    }
+    model = minilora.add_lora(torch.nn.ModuleDict(names), minilora.LoRAConfig(r=2))
+    A, B = torch.randn(2, 6), torch.randn(5, 2)
+    recipe = recipe.replace('"adapter"', repr(str(tmp_path / "own")))
+    exec(recipe, {"minilora": minilora, "model": model, "A": A, "B": B})
+    found = minilora.lora_layers(model)["blocks.0.q_proj"].delta()
+    assert torch.allclose(found, B @ A, atol=1e-5) and (tmp_path / "own").is_dir()
 
 
 def make_targets() -> set[str]:

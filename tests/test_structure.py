@@ -20,14 +20,25 @@ from minilora.lab.provenance import imported, path_of
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minilora"
 WINGS = {"variants", "lab", "experiments", "exercises"}
-# The library, each file before those that may import it. The first twelve are what
+# The library, each file before those that may import it. The first eighteen are what
 # `import minilora` loads.
 LIBRARY = [
-    *("config", "layers", "initializers", "dora", "targets", "state", "encoders", "merging"),
-    *("adapt", "folder", "files", "accounting"),
+    *(
+        "config",
+        "bypass",
+        "layers",
+        "initializers",
+        "dora",
+        "fitting",
+        "targets",
+        "base",
+        "state",
+        "checks",
+    ),
+    *("encoders", "merging", "adapt", "folder", "settings", "keys", "files", "accounting"),
     *("svd", "quantize", "serving"),
 ]
-CORE, LOADED = ["config", "layers", "adapt", "files"], LIBRARY[:12]
+CORE, LOADED = ["config", "layers", "adapt", "files"], LIBRARY[:18]
 # Which rooms a room may import from, beside itself.
 MAY_IMPORT = {
     "library": set(),
@@ -119,7 +130,7 @@ def test_what_import_minilora_loads_is_the_core_and_what_it_stands_on():
 def test_the_core_can_be_read_in_a_sitting():
     sizes = {name: code_lines(PACKAGE / f"{name}.py") for name in LIBRARY}
     assert sum(sizes[name] for name in CORE) <= 900
-    assert sum(sizes[name] for name in LOADED) < 1750
+    assert sum(sizes[name] for name in LOADED) < 2500
     assert max(sizes.values()) < 330
 
 

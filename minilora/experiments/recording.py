@@ -91,7 +91,7 @@ class Recording:
 
     @property
     def where(self) -> str:
-        """The line that stands under a figure: profile, device and date."""
+        """Profile, device and date, as they stand under a figure."""
         return f"profile {self.profile}, {self.device}, {self.date[:10]}"
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from minilora.experiments.recording import Row
 
-#: The ladder: neighbours a factor of about 2.2 apart.
+#: The ladder. Neighbours are a factor of about 2.2 apart.
 RATES = (1e-4, 2.2e-4, 5e-4, 1e-3, 2.2e-3, 5e-3, 1e-2, 2.2e-2, 5e-2, 0.1, 0.22, 0.5)
 
-#: Arm → the learning rates to try.
+#: The learning rates to try for each arm.
 Ladders = Mapping[str, Sequence[float]]
 
 

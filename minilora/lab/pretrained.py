@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +87,11 @@ def pretrained_adder(
 
 def cache_folder() -> Path:
     """Where the bases are kept."""
-    return Path(os.environ.get("MINILORA_CACHE") or Path.home() / ".cache" / "minilora")
+    folder = Path(os.environ.get("MINILORA_CACHE") or "~/.cache/minilora")
+    try:
+        return folder.expanduser()
+    except RuntimeError:  # there is no home folder
+        return folder
 
 
 def _pretrain(
@@ -138,6 +143,13 @@ def _cached(
 
     with training.one_thread():
         model = make().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, save(model.state_dict()))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, save(model.state_dict()))
+    except OSError as error:
+        warnings.warn(
+            f"the base model was trained and could not be kept in {path.parent} ({error}), so that "
+            "the next call trains it again; let MINILORA_CACHE name a folder that can be written",
+            stacklevel=4,
+        )
     return model.eval()

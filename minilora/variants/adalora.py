@@ -252,6 +252,8 @@ class RankAllocator:
                 "a parameter of the adapter has no gradient; call update_and_allocate after "
                 "backward and before zero_grad"
             )
+        if not all(p.grad is not None and p.grad.isfinite().all() for p in self.sensitivity):
+            return  # a step that a GradScaler leaves out is no observation
         for p, average in self.sensitivity.items():
             assert p.grad is not None
             now = (p * p.grad).abs()

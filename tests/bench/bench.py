@@ -280,8 +280,10 @@ def describe(devices: Sequence[str], clock: str) -> str:
     """One line: devices, versions, threads, clock, and how busy the machine was before."""
     names = [f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"]
     names += [torch.cuda.get_device_name()] if "cuda" in devices else []
-    there = {"torch": True, "peft": arms.HAS_PEFT, "loralib": arms.HAS_LORALIB}
-    versions = [f"{library} {version(library)}" for library, found in there.items() if found]
+    # torch's own word also names its build, which its distribution's version may leave out.
+    there = {"peft": arms.HAS_PEFT, "loralib": arms.HAS_LORALIB}
+    versions = [f"torch {torch.__version__}"]
+    versions += [f"{library} {version(library)}" for library, found in there.items() if found]
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     return " · ".join([*names, *versions, f"{clock} clock", load])
 

@@ -10,7 +10,7 @@ import torch
 from bench_measure import alternate, ratios, show, spread
 
 from minilora import LoRAConfig
-from minilora.experiments.memory import one_by_one
+from minilora.experiments.memory.timing import one_by_one
 from minilora.lab.sweep import grid, sweep
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 

@@ -92,7 +92,7 @@ WRONG: dict[str, tuple[list[Any], list[Any]]] = {
 }
 # Settings of PEFT that change what the adapter computes, and one that nobody knows.
 UNSUPPORTED: dict[str, list[Any]] = {
-    "layers_to_transform": [[0], 1, "x"],
+    "layers_to_transform": ["x", [0.5], {"a": 1}],
     "trainable_token_indices": [[1], {"embed": [1]}],
     "megatron_config": [{"a": 1}],
     "target_parameters": [["blocks.0.q_proj.weight"]],

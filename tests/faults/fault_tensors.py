@@ -230,8 +230,8 @@ def attribute_names(draft: Draft, rng: Random, index: int) -> Expect:
 
 
 def wrong_prefix(draft: Draft, rng: Random, index: int) -> Expect:
-    prefixes = [PREFIX * 2, "model.", "base_model.", "module.", "_orig_mod.", "base_model.model"]
-    prefixes += ["BASE_MODEL.MODEL.", "base_model..model.", ".", "base_model/model/"]
+    # One that ends in a dot is taken off, as tests/test_nothing_silent.py shows.
+    prefixes = ["base_model.model", "BASE_MODEL.MODEL", "base_model/model/", "x", "model_"]
     new = prefixes[index % len(prefixes)]
     draft.tensors = {k.replace(PREFIX, new, 1): t for k, t in draft.tensors.items()}
     return Expect(REFUSED)
