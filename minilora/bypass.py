@@ -62,6 +62,8 @@ def read_weight(weight: Any, note: Callable[[str], None]) -> Any:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return weight
+    if torch._C._are_functorch_transforms_active():  # whose tensors can be no stand-in
+        return weight
     if type(weight) not in (nn.Parameter, Tensor):
         return weight
     place = _reader()

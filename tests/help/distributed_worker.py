@@ -94,6 +94,28 @@ def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 # --- DistributedDataParallel ----------------------------------------------------------------
 
 
+def ddp_goes_on_after_load(config: str, folder: Path) -> None:
+    """huggingface/peft#300: what DDP keeps equal is what the model trains, also after a load."""
+    there = folder / f"load-{config}"
+    if dist.get_rank() == 0:
+        minilora.save(adapted(CONFIGS[config], seed=7), there)
+    dist.barrier()
+    model = adapted(CONFIGS[config], seed=dist.get_rank())
+    parallel = DistributedDataParallel(model)
+    minilora.load(parallel.module, there)
+    train_beside(model, parallel, adapted(CONFIGS[config], seed=7))
+    parts = [torch.cat([p.detach().flatten() for _, p in trained(model)]) for _ in range(2)]
+    dist.broadcast(parts[1], src=0)
+    assert torch.equal(*parts), "the processes have ended with different parameters"
+
+
+def ddp_inside_is_refused(folder: Path) -> None:
+    model = nn.Sequential(DistributedDataParallel(Toy()))
+    with suppress(ValueError):
+        add_lora(model, LoRAConfig(r=2, targets=["q_proj"]))
+        raise AssertionError("DistributedDataParallel inside the model was accepted")
+
+
 def ddp_trains(config: str, folder: Path) -> None:
     # The processes begin with different adapters, and DDP gives all of them the first one's.
     model = adapted(CONFIGS[config], seed=dist.get_rank())
@@ -197,6 +219,8 @@ def fsdp_removes(config: str, folder: Path) -> None:
 DDP: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     **{f"trains {c}": (ddp_trains, (c,)) for c in CONFIGS},
     **{f"saves {c}": (ddp_saves, (c,)) for c in CONFIGS},
+    **{f"goes on after load {c}": (ddp_goes_on_after_load, (c,)) for c in CONFIGS},
+    "inside is refused": (ddp_inside_is_refused, ()),
 }
 FSDP: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     **{f"trains {c}": (fsdp_trains, (c,)) for c in CONFIGS},
