@@ -36,7 +36,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 WINDOWS = os.name == "nt"
 HOST = hashlib.sha256(os.fsencode(socket.gethostname())).hexdigest()[:8]
-TRIES = 10  # to write a file aside that others take away
+TRIES = 100  # to get a file aside locked before others take it for a left-over
 PATIENCE = 10.0  # seconds that a rename waits, on Windows, for those who have the file open
 
 
@@ -136,7 +136,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def _write_aside(temporary: Path, path: Path, content: bytes) -> None:
     try:
         with _locked(temporary, "xb"):
-            with open(temporary, "wb") as file:
+            with open(temporary, "r+b") as file:  # not made again if it is gone already
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -175,9 +175,10 @@ def _locked(path: Path, mode: str) -> Iterator[bool]:
     """Open a file and lock it; False where somebody has it, or where there are no locks.
 
     The system takes the lock away when the process ends, however it ends. On Windows nothing is
-    locked: there, nobody can remove a file that is open.
+    locked: there, a file can be neither removed nor renamed while it is open.
     """
     if WINDOWS:
+        path.open(mode).close()
         yield True
         return
     import fcntl  # which Windows lacks
