@@ -206,7 +206,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return _read(folder)
     except OSError as error:  # no right to read, a name that is too long, a broken disk
         place = error.filename or f"{folder} or its {CONFIG_FILE}"
-        raise AdapterError(f"{place} cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or str(error)
+        raise AdapterError(f"the folder cannot be read: {reason}: {place}") from error
 
 
 def _check_place(folder: Path) -> None:
