@@ -83,6 +83,20 @@ def in_textbook() -> bool:
     return _textbook_depth > 0
 
 
+def own_or_of_base(layer: nn.Module, name: str) -> Any:
+    """A layer's attribute, for its ``__getattr__``: what it lacks is looked up in its ``base``.
+
+    Code that reads ``layer.weight`` or ``layer.in_features`` must find what the base has.
+    """
+    try:
+        return nn.Module.__getattr__(layer, name)
+    except AttributeError:
+        base = layer.__dict__.get("_modules", {}).get("base")
+        if base is None or name.startswith("_"):
+            raise
+        return getattr(base, name)
+
+
 @dataclass
 class Aside:
     """Weights that a layer has put aside; a plain object, so that ``state_dict`` leaves them out.
@@ -286,15 +300,8 @@ class LoRALayer(nn.Module):
         return x.numel() <= self.A.numel()
 
     def __getattr__(self, name: str) -> Any:
-        # Code that reads `layer.weight` or `layer.in_features` must find what the base has.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("base")
-            if base is None or name.startswith("_"):
-                raise
-            value = getattr(base, name)
-            return read_weight(value, self._note_read) if name == "weight" else value
+        value = own_or_of_base(self, name)
+        return read_weight(value, self._note_read) if name == "weight" else value
 
     def _note_read(self, place: str) -> None:
         self.bypassed = self.bypassed or place

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from minilora.adapt import remove_lora, replace_modules
 from minilora.files import load
 from minilora.folder import AdapterError
-from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear
+from minilora.layers import LoRAHFConv1D, LoRALayer, LoRALinear, own_or_of_base
 from minilora.state import adaptation, is_adapted, lora_layers
 
 
@@ -63,14 +63,7 @@ class ServedLinear(nn.Module):
         self.register_buffer("B", like.new_zeros(1, d_out, 0), persistent=False)
 
     def __getattr__(self, name: str) -> Any:
-        # Code that reads `layer.weight` or `layer.in_features` must find what the base has.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("base")
-            if base is None or name.startswith("_"):
-                raise
-            return getattr(base, name)
+        return own_or_of_base(self, name)
 
     def push(self, A: Tensor | None, B: Tensor | None) -> None:
         """Add an adapter at the end: A of shape (r, in), B of shape (out, r), or None for none."""

@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from core_help import Toy, bits, toy
+from forking import fork
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
@@ -71,21 +71,6 @@ def is_tidy(folder: Path) -> bool:
         sorted(os.listdir(folder)) == [CONFIG_FILE, TENSOR_FILE]
         and (folder / CONFIG_FILE).read_text() == inside
     )
-
-
-def fork(work: Callable[[], object]) -> int:
-    """The id of a child that does ``work`` and ends: 0, or 1 after an error."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def ended(pid: int) -> int:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minilora.lab.transformer import check_sizes
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -25,14 +27,7 @@ class DecoderConfig:
     context: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "vocab", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(
-                f"a width of {self.width} cannot be shared out over {self.heads} heads: "
-                "choose a number of heads that divides the width"
-            )
+        check_sizes(self, ("width", "layers", "heads", "vocab", "context"))
 
     @property
     def matrices(self) -> int:

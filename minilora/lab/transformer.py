@@ -11,7 +11,9 @@ Sources: Vaswani et al. (2017), arXiv 1706.03762; Dosovitskiy et al. (2020), arX
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,18 @@ from torch.nn import functional as F
 
 #: The six linear layers of a block, in the order in which data meets them.
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+
+def check_sizes(config: Any, names: Sequence[str]) -> None:
+    """Refuse a size under 1, and a width that its heads cannot share out."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, but is {getattr(config, name)}")
+    if config.width % config.heads:
+        raise ValueError(
+            f"a width of {config.width} cannot be shared out over {config.heads} heads: "
+            "choose a number of heads that divides the width"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,18 +54,11 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         sizes = ("patch_size", "channels", "classes", "width", "layers", "heads", "ffn_factor")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
+        check_sizes(self, sizes)
         if any(side < 1 or side % self.patch_size for side in self.image_size):
             raise ValueError(
                 f"patches of {self.patch_size} pixels do not tile a picture of {self.image_size}: "
                 "choose a patch_size that divides its height and its width"
-            )
-        if self.width % self.heads:
-            raise ValueError(
-                f"a width of {self.width} cannot be shared out over {self.heads} heads: "
-                "choose a number of heads that divides the width"
             )
 
     @property

@@ -33,7 +33,6 @@ from bench_measure import (
     milliseconds,
     peak_bytes,
     ratios,
-    saved_bytes,
     show,
     spread,
     timed,
@@ -42,6 +41,7 @@ from bench_sweep import sweeps
 from torch import Tensor, nn
 
 import minilora
+from minilora.lab.measuring import saved_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (arm, other arm, at most so many times as long)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import minilora
 from minilora import LoRAConfig
+from minilora.lab.decoder import DecoderBlock
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 ALPHA = 16
@@ -59,27 +59,6 @@ def available(arms: list[str]) -> list[str]:
 # --- models ---------------------------------------------------------------------------------
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block: (batch, tokens, width) → the same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.up_proj, self.down_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm1(x)
-        heads = [
-            proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        ]
-        x = x + self.o_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-        return x + self.down_proj(F.gelu(self.up_proj(self.norm2(x))))
-
-
 class Side(nn.Module):
     """Linear layers side by side on one shared x, as the projections of an attention are."""
 
@@ -94,7 +73,7 @@ class Side(nn.Module):
 
 def stack(size: Size) -> nn.Module:
     """The transformer blocks that the sections on time use."""
-    return nn.Sequential(*[Block(size.width, size.heads) for _ in range(size.blocks)])
+    return nn.Sequential(*[DecoderBlock(size.width, size.heads) for _ in range(size.blocks)])
 
 
 def many_linears(size: Size) -> nn.Module:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
 
 T = TypeVar("T")
 Times = dict[str, list[float]]
@@ -79,30 +78,6 @@ def milliseconds(values: Sequence[float]) -> str:
 
 
 # --- bytes ----------------------------------------------------------------------------------
-
-
-def saved_bytes(run: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of ``run``; each storage counts once.
-
-    Parameters are left out: they are there in any case.
-    """
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # held on to, so that no address comes twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
-        result = run()
-    del result
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def _unpack(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -9,8 +9,10 @@ import bench
 import bench_arms as arms
 import pytest
 import torch
-from bench_measure import alternate, ratios, saved_bytes, spread
+from bench_measure import alternate, ratios, spread
 from torch import nn
+
+from minilora.lab.measuring import saved_bytes
 
 ALL_ARMS = arms.available(arms.ARMS + arms.DROPOUT_ARMS[1:])
 LORA_ARMS = [arm for arm in ALL_ARMS if arm not in (arms.FLOOR, arms.FULL)]

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 from core_help import Toy, bits, snapshot
-from fault_child import fork, result_of
+from fault_child import result_of
 from fault_folders import CONFIG_FILE, TENSOR_FILE
+from forking import fork
 from torch import nn
 
 import minilora
