@@ -83,7 +83,7 @@ def add_lora(model: Model, config: LoRAConfig) -> Model:
         initialize(layer, config.init)
         check_start(path, layer, config)
         add_magnitudes(layer, config)
-    warn_of_training(found, config)
+    warn_of_training(found)
     # What is noted on the model must pickle and fit into a file; a type or a lambda does not.
     if callable(config.targets) or callable(config.exclude):
         config = replace(config, targets=exactly(found.targets, found.modules), exclude=None)
@@ -109,7 +109,7 @@ def attach(
     ]
     model.requires_grad_(False)
     originals = {
-        name: (found.modules[name.removesuffix("bias").removesuffix(".")], bias.detach().clone())
+        name: (found.modules[name.rpartition(".")[0]], bias.detach().clone())
         for name, bias in found.biases.items()
     }
     for bias in found.biases.values():
@@ -273,9 +273,8 @@ def remove_lora(model: Model, keep_update: bool = False, untie: bool = False) ->
     else:
         check_own_base(model, "remove_lora")
         check_kept(layers, original=True)
-        _swap_biases(noted)
+        _show_other(noted, layers)
         for layer in layers:
-            _exchange_original(layer)
             layer.aside, layer.merged = Aside(), False
     copies = list(trained_copies(model).values())
     back: list[tuple[nn.Module, nn.Module]] = [(layer, layer.base) for layer in layers]

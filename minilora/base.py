@@ -36,15 +36,11 @@ def note(tensor: Tensor) -> Note | None:
         flat = flat[:: flat.numel() // MOST | 1]
     if flat.is_complex():
         flat = torch.view_as_real(flat)
-    if flat.dtype.itemsize == 1 and flat.is_floating_point():
-        flat = flat.float()  # float8 cannot be summed
-    total = flat.sum(dtype=torch.float64)
-    sizes = flat if flat.dtype == torch.bool else flat.abs()
-    size = sizes.sum(dtype=torch.float64)
-    return Note(tensor.dtype, tuple(tensor.shape), float(total), float(size))
+    flat = flat.double()  # some types have no sum or no abs of their own
+    return Note(tensor.dtype, tuple(tensor.shape), float(flat.sum()), float(flat.abs().sum()))
 
 
-def notes(modules: Mapping[str, nn.Module], left_out: Collection[Tensor] = ()) -> dict[str, Note]:
+def notes(modules: Mapping[str, nn.Module], left_out: Collection[Tensor]) -> dict[str, Note]:
     """{path.name: note} of the parameters of the modules, and of the buffers that are saved.
 
     ``left_out`` are parameters that the adapter trains.

@@ -44,14 +44,14 @@ def check_start(path: str, layer: LoRALayer, config: LoRAConfig) -> None:
         )
 
 
-def warn_of_training(found: Plan, config: LoRAConfig) -> None:
+def warn_of_training(found: Plan) -> None:
     """Warn of what will train and cannot learn as it should."""
     for path, others in tied_copies(found.modules, found.copies).items():
         warnings.warn(
             f"modules_to_save copies {path!r}, whose weight {', '.join(map(repr, others))} shares: "
             "the copy trains by itself, and the two are no longer tied. For a tied pair, give "
             f"{path!r} an adapter instead, or untie the two in the base model first",
-            stacklevel=3,
+            stacklevel=4,  # past the decorator of add_lora or load
         )
     coarse: dict[torch.dtype, list[str]] = {}
     for path in found.copies:
@@ -67,7 +67,7 @@ def warn_of_training(found: Plan, config: LoRAConfig) -> None:
             "where a step much smaller than the number itself is lost, and which a GradScaler "
             "refuses if it is float16. A and B are float32; biases and modules_to_save keep the "
             "base's type: use a float32 base for them, or larger steps",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -118,24 +118,19 @@ def check_present(model: nn.Module, what: str) -> None:
     """Raise ValueError where the numbers of an adapted layer are elsewhere, or nowhere."""
     for path, part in {**lora_layers(model), **trained_copies(model)}.items():
         for module in part.modules():
-            if any(p is not None and p.is_meta for p in module._parameters.values()):
-                raise ValueError(f"{what} needs the numbers of {path!r}, {where(module)}")
-
-
-def where(module: nn.Module) -> str:
-    """What to say of a module whose parameters are on the meta device."""
-    if is_offloaded(module):
-        return (
-            "which accelerate has offloaded; bring them back with "
-            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
-        )
-    return "which is on the meta device and holds none; load the base model's weights first"
+            if any(p.is_meta for p in module.parameters(recurse=False)):
+                why = "is on the meta device and holds none; load the base model's weights first"
+                if is_offloaded(module):
+                    why = (
+                        "accelerate has offloaded; bring them back with "
+                        "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+                    )
+                raise ValueError(f"{what} needs the numbers of {path!r}, which {why}")
 
 
 def note_base(model: nn.Module) -> dict[str, Note]:
     """The notes of everything that the adapter does not train."""
-    noted = model.__dict__.get("_minilora")
-    trained = [bias_of(module) for module, _ in noted.biases.values()] if noted else []
+    trained = [bias_of(module) for module, _ in adaptation(model).biases.values()]
     return notes(original_modules(model), trained)
 
 
@@ -154,9 +149,7 @@ def warn_of_moves(model: nn.Module) -> None:
 
 def base_was_loaded(model: nn.Module, _: object) -> None:
     """A hook: ``load_state_dict`` has brought the base that counts from now on."""
-    noted = model.__dict__.get("_minilora")
-    if noted is None:
-        return
+    noted = adaptation(model)
     if any(layer.merged for layer in lora_layers(model).values()):
         return  # what the base holds are sums, which unmerge takes back
     now = note_base(model)

@@ -28,6 +28,7 @@ from minilora.checks import (
     check_init,
     check_own_base,
     check_present,
+    check_start,
     warn_of_bypassed,
     warn_of_moves,
     warn_of_training,
@@ -37,6 +38,7 @@ from minilora.folder import (
     CONFIG_FILE,
     FLOATS,
     AdapterError,
+    check_home,
     check_shape,
     checked,
     read_folder,
@@ -76,6 +78,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: No adapter; merged, disabled or at a strength other than 1; NaN or infinity.
         OSError: The folder cannot be written. It loads as before, or as the new adapter.
     """
+    check_home(Path(path))
     noted = adaptation(model)
     check_unmerged(model, "save")
     check_enabled(model, "save")
@@ -124,7 +127,7 @@ def _factor_names(layer: LoRALayer) -> tuple[str, str]:
 
 
 def _bias_key(name: str, layers: Mapping[str, object]) -> str:
-    path = name.removesuffix("bias").removesuffix(".")
+    path = name.rpartition(".")[0]
     return f"{path}.base_layer.bias" if path in layers else name
 
 
@@ -162,22 +165,21 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         expected = parts if renamed or not named else transformed(model, config, settings, parts)
         config = replace(config, targets=exactly(list(expected), modules), exclude=None)
     try:
-        found = plan(model, config, strict=False, modules=modules)
+        found = plan(model, config, strict=False)
         check_init(config, found)
     except ValueError as error:
         raise AdapterError(f"{CONFIG_FILE} does not fit the model: {error}") from None
     with disabled(model) if is_adapted(model) else nullcontext():  # the base with its own weights
         layers = _fitted_layers(found, config, parts)
-    copies = {name: make_copy(modules[name]) for name in found.copies}
-    for name, wrapper in copies.items():
-        _fill_copy(name, wrapper.tuned, rest)
-    values: dict[str, Tensor] = {}
-    for name, bias in found.biases.items():
-        keys = [k for k in (_bias_key(name, layers), name) if k in rest]
-        if not keys:
-            raise AdapterError(f"bias={config.bias!r}, but the file has no tensor for {name!r}")
-        values[name] = checked(keys[0], rest.pop(keys[0]), bias)
-    with disabled(model) if is_adapted(model) else nullcontext():  # the base has its own biases
+        copies = {name: make_copy(modules[name]) for name in found.copies}
+        for name, wrapper in copies.items():
+            _fill_copy(name, wrapper.tuned, rest)
+        values: dict[str, Tensor] = {}
+        for name, bias in found.biases.items():
+            keys = [k for k in (_bias_key(name, layers), name) if k in rest]
+            if not keys:
+                raise AdapterError(f"bias={config.bias!r}, but the file has no tensor for {name!r}")
+            values[name] = checked(keys[0], rest.pop(keys[0]), bias)
         too_much = [key for key, tensor in rest.items() if not _repeats_base(key, tensor, modules)]
     if too_much:
         own = modules.get(too_much[0].rpartition(".")[0])
@@ -194,7 +196,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
             f"{too_much[0]!r}; {CONFIG_FILE} must name them in target_modules, "
             "modules_to_save or bias"
         )
-    warn_of_training(found, config)
+    warn_of_training(found)
     if is_adapted(model):
         replaced = take_over(model, layers, copies, found.biases)
         remove_lora(model)
@@ -204,7 +206,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
                 f"{' …' * (len(replaced) > 4)}, since the adapter that was there has other ones; "
                 "optimizers and wrappers such as DistributedDataParallel that were made before "
                 "still hold those: make them anew",
-                stacklevel=2,
+                stacklevel=3,  # past the decorator
             )
     attach(model, config, found, layers, copies)
     for name, (module, _) in adaptation(model).biases.items():
@@ -266,6 +268,7 @@ def _filled(
     layer = make_layer(module, path, config)
     if config.init in ("pissa", "olora"):  # the file says what A and B became, not the rest
         initialize(layer, config.init)
+        check_start(path, layer, config)
     add_magnitudes(layer, config)
     names = ("A", "B", "lora_magnitude_vector")
     for name, parameter, value in zip(names, layer.trained(), values, strict=False):

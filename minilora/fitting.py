@@ -119,6 +119,8 @@ def inside_attention(modules: dict[str, nn.Module], path: str) -> bool:
 
 def fits(modules: dict[str, nn.Module], path: str) -> bool:
     """Whether an adapter may be put there."""
+    if layer_type(modules[path]) is None:
+        return False  # the reason below would look through the whole model once more
     try:
         check_adaptable(modules, path)
     except ValueError:
@@ -127,8 +129,7 @@ def fits(modules: dict[str, nn.Module], path: str) -> bool:
 
 
 def adaptable(modules: dict[str, nn.Module]) -> str:
-    there = (p for p, m in modules.items() if p and layer_type(m) and fits(modules, p))
-    names = dict.fromkeys(path.rsplit(".", 1)[-1] for path in there)
+    names = dict.fromkeys(p.rsplit(".", 1)[-1] for p in modules if p and fits(modules, p))
     if names:
         return f"layers that can be adapted end with {', '.join(map(repr, list(names)[:12]))}"
     if layer_type(modules[""]):
@@ -138,5 +139,5 @@ def adaptable(modules: dict[str, nn.Module]) -> str:
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate keeps the module's parameters elsewhere and brings them for a forward."""
-    meta = any(p is not None and p.is_meta for p in module._parameters.values())
+    meta = any(p.is_meta for p in module.parameters(recurse=False))
     return meta and hasattr(module, "_hf_hook")

@@ -88,12 +88,9 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
 def _config_inside(folder: Path) -> str | None:
     """The config that the tensor file carries; None where there is none that can be read."""
     path = folder / TENSOR_FILE
-    try:
+    with suppress(OSError, AdapterError):
         if path.is_file():  # opening a pipe would wait for ever
-            with safetensors.safe_open(str(path), framework="pt") as file:
-                return (file.metadata() or {}).get(CONFIG_FILE)
-    except Exception:  # the library raises several kinds for damaged files
-        pass
+            return _tensors(str(path), path)[0]
     return None
 
 
@@ -210,14 +207,22 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"the folder cannot be read: {reason}: {place}") from error
 
 
+def check_home(folder: Path) -> None:
+    """Refuse a ``~`` that only a shell would read as the home folder."""
+    home = os.path.expanduser(folder)
+    if home != str(folder) and not os.path.isdir(folder.parts[0]):
+        raise AdapterError(
+            f"{folder} is not a folder: Python does not expand '~' in a path; give {home!r}"
+        )
+
+
 def _check_place(folder: Path) -> None:
     """Raise AdapterError where no adapter is; say where one is, or what is there."""
+    check_home(folder)
     if not folder.is_dir():
-        hint, home = "", os.path.expanduser(folder)
+        hint = ""
         if os.path.isfile(folder.parent / TENSOR_FILE):
             hint = f": {str(folder.parent)!r}"
-        elif os.path.isfile(os.path.join(home, TENSOR_FILE)):
-            hint = f"; Python does not expand '~' in a path: give {home!r}"
         elif folder.suffix == ".bin":
             hint = "; a .bin file is a pickle, which can run code, and is not read"
         raise AdapterError(

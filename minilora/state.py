@@ -115,36 +115,30 @@ def take_over(
     """
     old = _trained(lora_layers(model), trained_copies(model))
     new = _trained(layers, copies)
-    for name, (module, own, parameter) in new.items():
-        was = old[name][2] if name in old else None
-        fits = was is not None and (was.shape, was.dtype, was.device) == (
-            parameter.shape, parameter.dtype, parameter.device
-        )  # fmt: skip
-        if fits and was is not None and not is_sharded(was):
-            was.data, was.grad = parameter.data, None
+    for name in [name for name in new if name in old]:
+        was, (module, own, now) = old[name][2], new[name]
+        same = (was.shape, was.dtype, was.device) == (now.shape, now.dtype, now.device)
+        if same and not is_sharded(was):
+            was.data, was.grad = now.data, None
             was.requires_grad_(True)
             module._parameters[own] = was
-            del old[name]
-    left = [name for name, one in new.items() if one[0]._parameters[one[1]] is one[2]]
-    noted = adaptation(model).biases
-    return [*left, *(name for name in old if name not in left), *(noted.keys() ^ set(biases))]
+            del old[name], new[name]
+    return [*(new | old), *(adaptation(model).biases.keys() ^ set(biases))]
 
 
 def _trained(
     layers: Mapping[str, LoRALayer], copies: Mapping[str, TrainedCopy]
 ) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
     """{path and name: (module, its name there, parameter)} of what adapters and copies train."""
-    found: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
+    owners: dict[str, nn.Module] = dict(layers)
     for path, layer in layers.items():
-        for owner in (layer, layer.dora):
-            if not isinstance(owner, nn.Module):
-                continue
-            for name, p in owner._parameters.items():
-                if p is not None:
-                    found[f"{path}.{name}"] = (owner, name, p)
+        if isinstance(layer.dora, nn.Module):
+            owners[f"{path}.dora"] = layer.dora
     for path, copied in copies.items():
-        for inner, module in copied.tuned.named_modules():
-            for name, p in module._parameters.items():
-                if p is not None:
-                    found[".".join(filter(None, (path, inner, name)))] = (module, name, p)
-    return found
+        owners |= dict(copied.tuned.named_modules(prefix=path))
+    return {
+        f"{path}.{name}": (owner, name, p)
+        for path, owner in owners.items()
+        for name, p in owner._parameters.items()
+        if p is not None
+    }

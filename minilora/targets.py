@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from minilora.config import LoRAConfig, Targets, endings, key_fits
 from minilora.fitting import (
@@ -74,12 +74,10 @@ def plan(
     model: nn.Module,
     config: LoRAConfig,
     strict: bool = True,
-    modules: dict[str, nn.Module] | None = None,
 ) -> Plan:
     """Find what ``config`` adapts and trains whole, and refuse what is not there.
 
-    PEFT's files may name what a model has not: not ``strict``, that is passed over. ``modules``
-    are the model's ``original_modules``, where the caller has them already.
+    PEFT's files may name what a model has not: not ``strict``, that is passed over.
 
     Raises:
         ValueError: As in ``add_lora``.
@@ -96,18 +94,18 @@ def plan(
                 f"the model has an adapter of PEFT's{f' at {path!r}' if path else ''}; take it off "
                 "with its merge_and_unload() or unload(), and pass the plain model that it returns"
             )
-    modules = original_modules(model) if modules is None else modules
-    targets = _targets(model, modules, config, strict)
+    modules = original_modules(model)
+    targets = _targets(modules, config, strict)
     if strict:
         _check_patterns(config, targets)
         _check_named("modules_to_save", config.modules_to_save, modules)
         if config.exclude is not None:
-            _check_exclude(model, modules, config)
+            _check_exclude(modules, config)
     copies = find_copies(modules, config, targets)
     return Plan(modules, targets, copies, find_biases(modules, config, targets, copies))
 
 
-def _check_exclude(model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig) -> None:
+def _check_exclude(modules: dict[str, nn.Module], config: LoRAConfig) -> None:
     """Refuse an ``exclude``, or a name in its list, that takes nothing out."""
     assert config.exclude is not None
     whole, exclude = config.modules_to_save, config.exclude
@@ -115,9 +113,9 @@ def _check_exclude(model: nn.Module, modules: dict[str, nn.Module], config: LoRA
     if isinstance(exclude, tuple):
         _check_named("exclude", exclude, modules)
         parts = [(name,) for name in exclude]
-    chosen = set(_select(model, modules, config.targets, "targets", whole))
+    chosen = set(_select(modules, config.targets, "targets", whole))
     for part in parts:
-        hits = _select(model, modules, part, "exclude", whole)
+        hits = _select(modules, part, "exclude", whole)
         if chosen.isdisjoint(hits):
             inside = [path for path in chosen if any(path.startswith(f"{h}.") for h in hits)]
             hint = f"; it names what contains {min(inside)!r}: list that" if inside else ""
@@ -140,35 +138,34 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         ValueError: As in ``add_lora``.
     """
-    return _targets(model, original_modules(model), config)
+    return _targets(original_modules(model), config)
 
 
-def _targets(
-    model: nn.Module, modules: dict[str, nn.Module], config: LoRAConfig, strict: bool = True
-) -> list[str]:
+def _targets(modules: dict[str, nn.Module], config: LoRAConfig, strict: bool = True) -> list[str]:
     if any(hasattr(type(module), "is_served") for module in modules.values()):
         raise ValueError("an AdapterBank serves this model; call its close() first")
     whole = config.modules_to_save
-    chosen = _select(model, modules, config.targets, "targets", whole, strict)
+    chosen = _select(modules, config.targets, "targets", whole, strict)
     if not strict:  # PEFT gives nothing an adapter that is trained whole
         copied = matching(modules, whole)
-        chosen = [p for p in chosen if not any(f"{p}.".startswith(f"{c}.") for c in copied)]
+        chosen = [path for path in chosen if not is_within(path, copied)]
     if config.exclude is not None:
-        excluded = set(_select(model, modules, config.exclude, "exclude", whole))
+        excluded = set(_select(modules, config.exclude, "exclude", whole))
         chosen = [path for path in chosen if path not in excluded]
     if not chosen:
+        takes = [] if strict else [f"modules_to_save={list(whole)}"]
+        takes += [f"exclude={config.exclude!r}"] * (config.exclude is not None)
         raise ValueError(
-            f"nothing is left to adapt: exclude={config.exclude!r} takes out every layer that "
+            f"nothing is left to adapt: {' and '.join(takes)} takes out every layer that "
             f"targets={config.targets!r} matches"
         )
     for path in chosen:
         check_adaptable(modules, path)
-    _check_not_compiled(model, modules, chosen)
+    _check_not_compiled(modules, chosen)
     return chosen
 
 
 def _select(
-    model: nn.Module,
     modules: dict[str, nn.Module],
     targets: Targets,
     setting: str,
@@ -177,7 +174,7 @@ def _select(
 ) -> list[str]:
     paths = [path for path in modules if path]
     if targets == "all-linear":
-        hits = _all_linear(model, modules, trained_whole)
+        hits = _all_linear(modules, trained_whole)
     elif isinstance(targets, str):
         hits = [path for path in paths if re.fullmatch(targets, path)]
     elif isinstance(targets, type):
@@ -204,23 +201,19 @@ def _select(
     return hits
 
 
-def _all_linear(
-    model: nn.Module, modules: dict[str, nn.Module], trained_whole: Sequence[str]
-) -> list[str]:
-    find_head = getattr(model, "get_output_embeddings", None)  # Hugging Face models have it
+def _all_linear(modules: dict[str, nn.Module], trained_whole: Sequence[str]) -> list[str]:
+    find_head = getattr(modules[""], "get_output_embeddings", None)  # Hugging Face models have it
     head = find_head() if callable(find_head) else None
     if isinstance(head, (LoRALayer, TrainedCopy)):
         head = head.base
-    whole = set(trained_whole)
+    copied = matching(modules, trained_whole)
 
     def is_head(path: str, module: nn.Module) -> bool:
         return path.rsplit(".", 1)[-1] in HEAD_NAMES if head is None else module is head
 
     def wanted(path: str, module: nn.Module) -> bool:
-        parts = path.split(".")
-        above = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
-        in_copy = any(not whole.isdisjoint(endings(part)) for part in above)
-        return not (is_head(path, module) or in_copy or inside_attention(modules, path))
+        left = is_head(path, module) or inside_attention(modules, path)
+        return not (left or is_within(path, copied))
 
     return [
         path
@@ -229,13 +222,13 @@ def _all_linear(
     ]
 
 
-def _check_not_compiled(
-    model: nn.Module, modules: dict[str, nn.Module], paths: Iterable[str]
-) -> None:
+def _check_not_compiled(modules: dict[str, nn.Module], paths: Iterable[str]) -> None:
     """A wrapper of torch.compile goes on calling the module that it was made for."""
-    compiled = {id(m._modules["_orig_mod"]) for m in model.modules() if "_orig_mod" in m._modules}
+    compiled = {
+        id(m._modules["_orig_mod"]) for m in modules[""].modules() if "_orig_mod" in m._modules
+    }
     for path in paths:
-        if path and id(modules[path]) in compiled:
+        if id(modules[path]) in compiled:
             raise ValueError(
                 f"{path!r} was compiled by itself, and would go on running without the adapter; "
                 "compile the model, or the blocks around such layers, after adding it"
@@ -278,6 +271,11 @@ def matching(paths: Iterable[str], names: Collection[str]) -> list[str]:
     return [path for path in paths if not wanted.isdisjoint(endings(path))]
 
 
+def is_within(path: str, others: Iterable[str]) -> bool:
+    """Whether the module is one of the ``others`` or lies in one of them."""
+    return any(f"{path}.".startswith(f"{other}.") for other in others)
+
+
 def exactly(paths: list[str], modules: Mapping[str, nn.Module]) -> list[str] | str:
     """Targets that match these paths and no others: the paths, or where one of them is also the
     end of another module's path, a regular expression."""
@@ -312,7 +310,7 @@ def find_copies(
         ValueError: One of them holds, or is, another one or an adapted layer.
     """
     paths = matching((path for path in modules if path), config.modules_to_save)
-    _check_not_compiled(modules[""], modules, paths)
+    _check_not_compiled(modules, paths)
     for path in paths:
         if any(hasattr(type(part), "packed_parameters") for part in modules[path].modules()):
             raise ValueError(
@@ -348,39 +346,38 @@ def find_biases(
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for path, module in modules.items():
         bias = module._parameters.get("bias")
-        in_copy = any(path == p or path.startswith(p + ".") for p in copies)
-        if bias is not None and not in_copy and (config.bias == "all" or path in chosen):
+        if (
+            bias is not None
+            and not is_within(path, copies)
+            and (config.bias == "all" or path in chosen)
+        ):
             found.setdefault(id(bias), (f"{path}.bias" if path else "bias", bias))
     return dict(found.values())
 
 
 def tied_copies(modules: Mapping[str, nn.Module], copies: Collection[str]) -> dict[str, list[str]]:
     """{copied path: paths outside it whose modules use one of its parameters}."""
-    users: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for parameter in module._parameters.values():
-            users.setdefault(id(parameter), []).append(path)
-    tied = {}
-    for copied in copies:
-        using = [path for p in modules[copied].parameters() for path in users.get(id(p), ())]
-        others = [path for path in using if not f"{path}.".startswith(f"{copied}.")]
-        if others:
-            tied[copied] = list(dict.fromkeys(others))
-    return tied
+    return _tied(modules, {path: [*modules[path].parameters()] for path in copies})
 
 
 def tied_weights(
     modules: Mapping[str, nn.Module], adapted: Collection[str]
 ) -> dict[str, list[str]]:
     """{adapted path: other paths whose modules use the very same weight}."""
+    return _tied(modules, {path: [modules[path]._parameters.get("weight")] for path in adapted})
+
+
+def _tied(
+    modules: Mapping[str, nn.Module], held: Mapping[str, Sequence[Tensor | None]]
+) -> dict[str, list[str]]:
     users: dict[int, list[str]] = {}
     for path, module in modules.items():
         for parameter in module._parameters.values():
             if parameter is not None:
                 users.setdefault(id(parameter), []).append(path)
     tied = {}
-    for path in adapted:
-        others = [user for user in users.get(id(modules[path].weight), []) if user != path]
-        if others:
+    for path, tensors in held.items():
+        using = dict.fromkeys(user for t in tensors for user in users.get(id(t), ()))
+        if others := [user for user in using if not is_within(user, [path])]:
             tied[path] = others
     return tied

@@ -11,9 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_help import Toy, bits, cases, ids, refuses, shake, snapshot, toy, unchanged
+from core_help import (
+    Toy,
+    bits,
+    cases,
+    ids,
+    refuses,
+    rewritten,
+    settings_of,
+    shake,
+    snapshot,
+    tensors_of,
+    toy,
+    unchanged,
+)
 from hypothesis import given, settings
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 import minilora
@@ -31,14 +44,6 @@ FULL = {
     "scaling": "rslora",
 }
 PRE = "base_model.model."
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def settings_of(folder: Path) -> dict:
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def saved(folder: Path, seed: int = 0, **config) -> nn.Module:
@@ -210,20 +215,6 @@ def test_symlinks_as_in_the_hubs_cache_load(tmp_path):
     assert same_adapter(minilora.load(toy(0), str(tmp_path / "link")), model)
 
 
-def rewritten(folder: Path, rename=None, tensors=None, **config) -> Path:
-    """The folder as PEFT would have written it: no metadata of ours; with changes."""
-    stored = tensors_of(folder) if tensors is None else tensors
-    stored = {rename(k) if rename else k: t for k, t in stored.items()}
-    metadata = {"format": "pt"}
-    (folder / "adapter_model.safetensors").write_bytes(save(stored, metadata))
-    text = settings_of(folder)
-    text["auto_mapping"] = None
-    text.update(config)
-    text = {k: v for k, v in text.items() if v is not ...}
-    (folder / "adapter_config.json").write_text(json.dumps(text))
-    return folder
-
-
 @pytest.mark.parametrize(
     "rename",
     [
@@ -272,6 +263,15 @@ def test_modules_to_save_that_the_model_lacks_are_tolerated(tmp_path):
     saved(tmp_path, targets=["q_proj"])
     rewritten(tmp_path, modules_to_save=["classifier", "score"], exclude_modules=["lm_head"])
     minilora.load(Toy(), tmp_path)
+
+
+def test_a_file_whose_copies_hold_all_of_its_targets(tmp_path):
+    saved(tmp_path, targets=["q_proj"])
+    for left in ({"exclude_modules": ["up_proj"]}, {"exclude_modules": None}):
+        rewritten(tmp_path, modules_to_save=["blocks"], **left)
+        base = Toy()
+        told = ["modules_to_save=['blocks']", "takes out every layer"]
+        refuses(base, lambda: minilora.load(base, tmp_path), *told)
 
 
 def test_harmless_settings_of_peft_are_read(tmp_path):

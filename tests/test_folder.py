@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_help import Toy, bits, toy
+from core_help import Toy, bits, rewritten, toy
 from forking import fork
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
@@ -307,9 +307,12 @@ def test_on_windows_a_save_waits_for_those_who_read(tmp_path, monkeypatch):
     (tmp_path / f".{TENSOR_FILE}.{HOST}.ee.tmp").write_bytes(b"")
     replace, unlink, calls = os.replace, Path.unlink, itertools.count()
 
+    def deny(old: Path, new: Path) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
     def busy(old: Path, new: Path) -> None:
         if next(calls) % 3 < 2:
-            raise PermissionError(errno.EACCES, "Access is denied")
+            deny(old, new)
         replace(old, new)
 
     def open_elsewhere(path: Path, missing_ok: bool = False) -> None:
@@ -327,15 +330,9 @@ def test_on_windows_a_save_waits_for_those_who_read(tmp_path, monkeypatch):
     assert held(tmp_path) == 1
     assert left_overs(tmp_path) == [f".{TENSOR_FILE}.{HOST}.ee.tmp"]
     monkeypatch.setattr(folder_module, "PATIENCE", 0.05)
-    monkeypatch.setattr(
-        os, "replace", lambda old, new: busy(old, new) if next(calls) < 0 else deny()
-    )
+    monkeypatch.setattr(os, "replace", deny)
     with pytest.raises(PermissionError, match="denied.*adapter that was there before is whole"):
         minilora.save(adapter(2), tmp_path)
-
-
-def deny() -> None:
-    raise PermissionError(errno.EACCES, "Access is denied")
 
 
 def test_one_file_written_by_many(tmp_path):
@@ -397,14 +394,6 @@ def numbers(folder: Path) -> set[int]:
     return {settings["k"], *(int(x) for t in tensors.values() for x in t.tolist())}
 
 
-def as_another_tool(folder: Path) -> None:
-    """Without our config and id in it."""
-    save_file(load_file(folder / TENSOR_FILE), folder / TENSOR_FILE, {"format": "pt"})
-    settings = json.loads((folder / CONFIG_FILE).read_text())
-    del settings["auto_mapping"]
-    (folder / CONFIG_FILE).write_text(json.dumps(settings))
-
-
 @pytest.mark.parametrize(("tensors", "config"), [(1, 0), (0, 1), (0, 0), (1, 1)])
 def test_tensors_of_one_save_and_the_config_of_another(tmp_path, tensors, config):
     for k in (0, 1):
@@ -438,7 +427,7 @@ def test_every_moment_of_a_load_at_which_a_save_may_replace_the_files(
     for k in (0, 1):
         write_folder(tmp_path / str(k), *named(k))
     if old == "of another tool":
-        as_another_tool(tmp_path / "0")
+        rewritten(tmp_path / "0", auto_mapping=...)
     if place == "no /dev/fd":
         exists = os.path.exists
         monkeypatch.setattr(
@@ -669,16 +658,21 @@ def test_a_file_that_may_not_grow(tmp_path, limit, old):
     assert held(tmp_path) == 0 if old else os.listdir(tmp_path) == []
 
 
-@posix
-@pytest.mark.parametrize(("mode", "said"), [(0o555, "before is whole"), (0, "if an adapter was")])
-def test_a_folder_that_may_not_be_written(tmp_path, mode, said):
-    folder = tmp_path / "adapter"
-    minilora.save(adapter(0), folder)
+def let_others_in(tmp_path: Path) -> None:
+    """Another user may look into pytest's folder: root tests as one."""
     for place in (tmp_path, *itertools.islice(tmp_path.parents, 3)):
         if os.stat(place).st_uid == os.geteuid() and place.name.startswith(
             ("pytest-", "test_", "popen-")
         ):
             place.chmod(0o755)
+
+
+@posix
+@pytest.mark.parametrize(("mode", "said"), [(0o555, "before is whole"), (0, "if an adapter was")])
+def test_a_folder_that_may_not_be_written(tmp_path, mode, said):
+    folder = tmp_path / "adapter"
+    minilora.save(adapter(0), folder)
+    let_others_in(tmp_path)
 
     def work() -> None:
         if os.geteuid() == 0:  # who may write everywhere
@@ -761,11 +755,17 @@ def test_of_checkpoints_the_last_are_named(tmp_path):
 def test_the_home_folder_is_not_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert "expand" not in refused("~/adapter")
+    monkeypatch.chdir(tmp_path)
     minilora.save(adapter(0), tmp_path / "adapter")
     text = refused("~/adapter")
     assert "does not expand '~'" in text
     assert repr(os.path.expanduser("~/adapter")) in text
+    with pytest.raises(minilora.AdapterError, match="does not expand '~'"):
+        minilora.save(adapter(0), "~/adapter")
+    assert os.listdir(tmp_path) == ["adapter"]
+    (tmp_path / "~").mkdir()  # somebody has called a folder so
+    minilora.save(adapter(0), "~/adapter")
+    minilora.load(adapter(1), "~/adapter")
     assert "is not a folder" in refused("~nobody-of-that-name/adapter")
 
 
@@ -791,11 +791,7 @@ def test_a_folder_that_cannot_be_looked_into(tmp_path):
     """Neither it nor one inside it stops the others from being named."""
     minilora.save(adapter(0), tmp_path / "one")
     (tmp_path / "closed").mkdir()
-    for place in (tmp_path, *itertools.islice(tmp_path.parents, 3)):
-        if os.stat(place).st_uid == os.geteuid() and place.name.startswith(
-            ("pytest-", "test_", "popen-")
-        ):
-            place.chmod(0o755)
+    let_others_in(tmp_path)
     (tmp_path / "closed").chmod(0)
 
     def work() -> None:

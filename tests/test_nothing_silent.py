@@ -7,14 +7,15 @@ rest. Each test names the report that it comes from, or none where it is a case 
 """
 
 import copy
-import json
 import warnings
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from core_help import rewritten, settings_of, shake, tensors_of
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -24,6 +25,7 @@ from minilora import AdapterError, LoRAConfig, add_lora, load, lora_parameters, 
 X, Y = torch.randn(32, 8, generator=torch.Generator().manual_seed(1)), torch.arange(32) % 4
 IDS = torch.arange(12).view(2, 6)
 BOTH = LoRAConfig(r=2, alpha=4, targets=["fc_in", "fc_out"])
+shaken = partial(shake, std=0.1)
 
 
 def net(seed=0):
@@ -54,13 +56,6 @@ def train(model, steps=10, lr=1e-2, x=X):
         optimizer.zero_grad()
         F.cross_entropy(model(x).float(), Y).backward()
         optimizer.step()
-
-
-def shaken(model):
-    """The same model, its adapters no longer at their start."""
-    for parameter in lora_parameters(model):
-        parameter.data += 0.1 * torch.randn(parameter.shape).to(parameter.dtype)
-    return model
 
 
 @pytest.fixture
@@ -245,6 +240,19 @@ def test_nor_does_it_begin_with_a_part_of_the_weight(init):
     assert difference(base(X), before) == 0 and not minilora.lora_layers(base)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_nor_does_a_file_bring_such_a_start(init, tmp_path):
+    """A file with PEFT's differences from the changed weight, as PEFT writes it while training."""
+    save(shaken(add_lora(headed(nn.Linear), LoRAConfig(r=2, targets=["vocab_head"]))), tmp_path)
+    rewritten(tmp_path, init_lora_weights=init)
+    load(headed(nn.Linear), tmp_path)
+    base = headed(Normed)
+    before = base(X)
+    with pytest.raises(AdapterError, match="'vocab_head'.*Normed has a forward of its own"):
+        load(base, tmp_path)
+    assert difference(base(X), before) == 0 and not minilora.lora_layers(base)
+
+
 def test_a_subclass_that_computes_the_same_is_harmless(quiet):
     base = headed(Counting)
     model = shaken(add_lora(base, LoRAConfig(r=2, targets=["body", "vocab_head"], init="pissa")))
@@ -287,8 +295,7 @@ def test_the_first_key_counts_after_any_saving(pattern, setting, init, tmp_path)
 def test_a_pattern_whose_order_does_not_matter_stays_as_it_is(tmp_path):
     model = add_lora(llama(), LoRAConfig(targets=["q_proj", "v_proj"], rank_pattern={"v_proj": 2}))
     save(model, tmp_path)
-    settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert settings["rank_pattern"] == {"v_proj": 2}
+    assert settings_of(tmp_path)["rank_pattern"] == {"v_proj": 2}
 
 
 # ---------------------------------------------------------------- C
@@ -329,8 +336,9 @@ def test_where_it_cannot_go_on_load_warns(other, tmp_path):
     settings = {"r": 2, "alpha": 4, "targets": ["fc_in", "fc_out"]}
     save(add_lora(net(), LoRAConfig(**settings)), tmp_path)
     model = add_lora(net(), LoRAConfig(**(settings | other)))
-    with pytest.warns(UserWarning, match="optimizers and wrappers.*make them anew"):
+    with pytest.warns(UserWarning, match="optimizers and wrappers.*make them anew") as said:
         load(model, tmp_path)
+    assert said[0].filename == __file__
 
 
 def test_a_model_without_an_adapter_gets_no_warning(tmp_path, quiet):
@@ -541,8 +549,9 @@ def test_an_adapter_that_was_offloaded_is_named(tmp_path):
 def test_what_trains_in_half_precision_is_told_of(dtype, setting):
     """huggingface/diffusers#8871"""
     model = net().to(dtype)
-    with pytest.warns(UserWarning, match=f"will train in {dtype}"):
+    with pytest.warns(UserWarning, match=f"will train in {dtype}") as said:
         add_lora(model, LoRAConfig(r=2, targets=["fc_in"], **setting))
+    assert said[0].filename == __file__  # the line that called, not torch's decorator
 
 
 class Upcast(nn.Linear):
@@ -632,13 +641,12 @@ def test_what_peft_reads_loads(name, tmp_path):
 def test_what_contradicts_the_tensors_is_refused(tmp_path):
     config = {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1, 3]}
     peft_folder(tmp_path, llama(4), **config)
-    file = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(file)
+    tensors = tensors_of(tmp_path)
     half = {k: v for k, v in tensors.items() if "layers.3.self_attn.v_proj" not in k}
-    save_file(half, file)
+    rewritten(tmp_path, tensors=half)
     with pytest.raises(AdapterError, match=r"layers.3.self_attn.v_proj.*no A"):
         load(llama(4), tmp_path)
-    save_file(tensors, file)
+    rewritten(tmp_path, tensors=tensors)
     with pytest.raises(AdapterError, match=r"layers.3.self_attn.*2 of the file's 4 modules"):
         load(llama(2), tmp_path)
 
@@ -706,11 +714,6 @@ class Outer(nn.Module):
         self.language_model = llama()
 
 
-def renamed(folder, change):
-    file = folder / "adapter_model.safetensors"
-    save_file({change(key): tensor for key, tensor in load_file(file).items()}, file)
-
-
 def test_names_that_fit_a_part_of_the_model(tmp_path):
     """huggingface/transformers#38627"""
     save(add_lora(llama(), LoRAConfig(r=2, targets=["q_proj"])), tmp_path)
@@ -724,7 +727,7 @@ def test_what_a_wrapper_put_in_front_is_taken_off(head, setting, tmp_path):
     config = LoRAConfig(r=2, targets=["fc_in"], **setting)
     model = shaken(add_lora(net(), config))
     save(model, tmp_path)
-    renamed(tmp_path, lambda k: k.replace("base_model.model.", f"base_model.model.{head}"))
+    rewritten(tmp_path, lambda k: k.replace("base_model.model.", f"base_model.model.{head}"))
     assert difference(load(net(), tmp_path)(X), model(X)) < 1e-6
 
 
@@ -753,7 +756,7 @@ def test_a_second_name_is_told_by_the_first(setting):
 def test_a_second_name_in_a_file_is_found(tmp_path):
     model = add_lora(shared(), LoRAConfig(r=2, targets=["encoder.0"]))
     save(model, tmp_path)
-    renamed(tmp_path, lambda key: key.replace("encoder.", "decoder."))
+    rewritten(tmp_path, lambda key: key.replace("encoder.", "decoder."))
     load(shared(), tmp_path)
 
 
@@ -988,7 +991,6 @@ def test_contexts_that_overlap_leave_the_adapted_model():
 
 def test_selective_checkpointing_keeps_its_outputs():
     """NVIDIA-NeMo/Automodel#3274"""
-    from functools import partial
 
     from torch.utils.checkpoint import (
         CheckpointPolicy,
@@ -1044,9 +1046,7 @@ def test_numbers_of_numpy_in_patterns():
 def test_pefts_ensure_weight_tying_is_called_by_its_name(tmp_path):
     """huggingface/peft#2864"""
     save(add_lora(net(), BOTH), tmp_path)
-    file = tmp_path / "adapter_config.json"
-    settings = json.loads(file.read_text())
-    file.write_text(json.dumps(settings | {"ensure_weight_tying": True}))
+    rewritten(tmp_path, ensure_weight_tying=True)
     with pytest.raises(AdapterError, match="'ensure_weight_tying'"):
         load(net(), tmp_path)
 
@@ -1058,11 +1058,8 @@ def test_a_resized_vocabulary_is_the_reason(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft_folder(tmp_path, model, target_modules=["q_proj", "embed_tokens"])
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
-    save_file(
-        tensors | {"base_model.model.lm_head.weight": torch.zeros(70, 32)},
-        tmp_path / "adapter_model.safetensors",
-    )
+    resized = {"base_model.model.lm_head.weight": torch.zeros(70, 32)}
+    rewritten(tmp_path, tensors=tensors_of(tmp_path) | resized)
     other = llama()
     other.resize_token_embeddings(70)
     with pytest.raises(AdapterError, match=r"of shape \(70, 32\).*vocabulary was resized"):

@@ -85,16 +85,24 @@ def source_hash(modules: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(modules):
-        text = path_of(name).read_text(encoding="utf-8")
-        words: set[int] = set()  # the lines that docstrings fill
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                if isinstance(node.value.value, str):
-                    words.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        for number, line in enumerate(text.splitlines(), start=1):
-            if number not in words and line.strip() and not line.lstrip().startswith("#"):
-                digest.update(line.encode() + b"\n")
+        for line in code_lines(path_of(name)):
+            digest.update(line.encode() + b"\n")
     return digest.hexdigest()
+
+
+def code_lines(path: Path) -> list[str]:
+    """The lines of a file that hold code: no docstrings, no comments, no blank lines."""
+    text = path.read_text(encoding="utf-8")
+    words: set[int] = set()  # the lines that docstrings fill
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            if isinstance(node.value.value, str):
+                words.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return [
+        line
+        for number, line in enumerate(text.splitlines(), start=1)
+        if number not in words and line.strip() and not line.lstrip().startswith("#")
+    ]
 
 
 def versions() -> dict[str, str]:

@@ -247,16 +247,16 @@ class RankAllocator:
     @torch.no_grad()
     def _observe(self) -> None:
         """|w · ∂L/∂w|, its average, and the average distance from that."""
-        if any(p.grad is None for p in self.sensitivity):
+        gradients = {p: p.grad for p in self.sensitivity if p.grad is not None}
+        if len(gradients) < len(self.sensitivity):
             raise ValueError(
                 "a parameter of the adapter has no gradient; call update_and_allocate after "
                 "backward and before zero_grad"
             )
-        if not all(p.grad is not None and p.grad.isfinite().all() for p in self.sensitivity):
+        if not all(gradient.isfinite().all() for gradient in gradients.values()):
             return  # a step that a GradScaler leaves out is no observation
         for p, average in self.sensitivity.items():
-            assert p.grad is not None
-            now = (p * p.grad).abs()
+            now = (p * gradients[p]).abs()
             average.copy_(self.beta1 * average + (1 - self.beta1) * now)
             unsure = self.uncertainty[p]
             unsure.copy_(self.beta2 * unsure + (1 - self.beta2) * (now - average).abs())

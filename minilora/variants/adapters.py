@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from minilora.config import LoRAConfig, Targets
-from minilora.layers import LoRAConv, layer_type
+from minilora.layers import LoRAConv, is_coarse, layer_type
 from minilora.state import Model
 from minilora.targets import find_targets
 from minilora.variants.freezing import check_plain, put_back, train_only, whole_modules
@@ -36,8 +36,7 @@ class Bottleneck(nn.Module):
     def __init__(self, d: int, bottleneck: int, activation: str, like: Tensor) -> None:
         super().__init__()
         # As with LoRA: half precision is too coarse to train in.
-        half = like.dtype in (torch.float16, torch.bfloat16)
-        dtype = torch.float32 if half else like.dtype
+        dtype = torch.float32 if is_coarse(like.dtype) else like.dtype
         self.down = nn.Linear(d, bottleneck, device=like.device, dtype=dtype)
         self.activation = ACTIVATIONS[activation]()
         self.up = nn.Linear(bottleneck, d, device=like.device, dtype=dtype)

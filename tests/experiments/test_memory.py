@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from experiment_help import make_row
 
 from minilora import experiments
 from minilora.experiments import memory, recording
@@ -282,22 +283,7 @@ def test_quantities_survive_the_disk(tmp_path, smoke):
 
 def test_a_recording_from_before_there_were_quantities_is_read(smoke):
     content = asdict(smoke)
-    row = recording.Row(
-        stage="final",
-        arm="a",
-        kind="base",
-        r=None,
-        labels=1,
-        seed=0,
-        lr=None,
-        setting=None,
-        parameters=None,
-        accuracy=0.5,
-        log_loss=None,
-        train_loss=None,
-        seconds=0.0,
-    )
-    content["rows"] = [asdict(row)]
+    content["rows"] = [asdict(make_row())]
     del content["quantities"]
     recording.check_recording(content)
 

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from experiment_help import note_work, plain
+from experiment_help import noted, plain
 
 import minilora
 from minilora.experiments import placement, recording
@@ -42,10 +42,7 @@ def run(**given: Any) -> Recording:
 
 @pytest.fixture(scope="module")
 def everything(cache: None) -> tuple[Recording, list[str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        done = note_work(patch)
-        found = run()
-    return found, done
+    return noted(run)
 
 
 SHIFTS = ("turned 90°", "exchanged 50%")
@@ -223,15 +220,10 @@ def test_no_run_is_made_twice_or_for_nothing(everything: tuple[Recording, list[s
 
 def test_a_stopped_run_goes_on(tmp_path: Any, everything: tuple[Recording, list[str]]) -> None:
     found, all_work = everything
-    with pytest.MonkeyPatch.context() as patch:
-        first = note_work(patch, stop=60)
-        with pytest.raises(KeyboardInterrupt):
-            run(out=tmp_path)
+    _, first = noted(partial(run, out=tmp_path), stop=60)
     assert 0 < len(first) < len(all_work)
     assert not list(tmp_path.glob("*.json"))
-    with pytest.MonkeyPatch.context() as patch:
-        second = note_work(patch)
-        again = run(out=tmp_path)
+    again, second = noted(partial(run, out=tmp_path))
     assert first + second == all_work
     assert plain(again.rows) == plain(found.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["placement.smoke.json"]

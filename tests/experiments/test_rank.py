@@ -1,10 +1,11 @@
 """The rank experiment at its smallest: arms, labels, baselines, and what was watched."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from experiment_help import note_work, plain
+from experiment_help import noted, plain
 
 from minilora import add_lora
 from minilora.experiments import rank, summaries, sums
@@ -25,10 +26,7 @@ UNTRAINED = {
 @pytest.fixture(scope="module")
 def everything(cache):
     """A run of all parts, and all that it has trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        done = note_work(patch)
-        found = rank.run("smoke", jobs=1)
-    return found, done
+    return noted(partial(rank.run, "smoke", jobs=1))
 
 
 @pytest.fixture
@@ -162,14 +160,10 @@ def test_what_was_watched_on_its_way(smoke):
 
 def test_a_stopped_run_goes_on(tmp_path, everything):
     found, done = everything
-    with pytest.MonkeyPatch.context() as patch:
-        first = note_work(patch, stop=7)
-        with pytest.raises(KeyboardInterrupt):
-            rank.run("smoke", jobs=1, out=tmp_path)
+    run = partial(rank.run, "smoke", jobs=1, out=tmp_path)
+    _, first = noted(run, stop=7)
     assert not list(tmp_path.glob("*.json"))
-    with pytest.MonkeyPatch.context() as patch:
-        then = note_work(patch)
-        again = rank.run("smoke", jobs=1, out=tmp_path)
+    again, then = noted(run)
     assert first + then == done
     assert plain(again.rows) == plain(found.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["rank.smoke.json"]

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from experiment_help import note_work, plain
+from experiment_help import noted, plain
 from torch import nn
 
 import minilora
@@ -67,10 +68,7 @@ def run(**given: Any) -> recording.Recording:
 @pytest.fixture(scope="module")
 def everything(cache: None) -> tuple[recording.Recording, list[str]]:
     """A run of all parts, and all that it has trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        done = note_work(patch)
-        found = run()
-    return found, done
+    return noted(run)
 
 
 # ---------------------------------------------------------------- which rows there are
@@ -484,15 +482,10 @@ def test_another_optimizer_for_whole_models_is_refused(base):
 @pytest.mark.parametrize("stop", [12, 18])
 def test_a_stopped_run_goes_on_where_it_was(stop, everything, tmp_path):
     whole, done = everything
-    with pytest.MonkeyPatch.context() as patch:
-        first = note_work(patch, stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(out=tmp_path)
+    _, first = noted(partial(run, out=tmp_path), stop)
     (folder,) = tmp_path.iterdir()
     assert folder.is_dir() and any(folder.iterdir())
-    with pytest.MonkeyPatch.context() as patch:
-        then = note_work(patch)
-        resumed = run(out=tmp_path)
+    resumed, then = noted(partial(run, out=tmp_path))
     assert first + then == done  # nothing twice, nothing left out
     assert plain(resumed.rows) == plain(whole.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["rates.smoke.json"]

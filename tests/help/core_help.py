@@ -1,15 +1,18 @@
-"""What the tests of the core share: small models, and a snapshot that shows any change at all."""
+"""What the tests of the core share: small models, a snapshot that shows any change, folders."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import minilora
@@ -135,6 +138,28 @@ def close(a: Tensor, b: Tensor, relative: float = 1e-5) -> bool:
     if a.numel() == 0:
         return a.shape == b.shape
     return bool((a - b).abs().max() <= relative * b.abs().max())
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Read, not mapped: the file may be written over while the test holds them."""
+    return load((folder / "adapter_model.safetensors").read_bytes())
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def rewritten(
+    folder: Path, rename: Callable[[str], str] = str, tensors: Any = None, **config: Any
+) -> Path:
+    """The folder as PEFT would have written it: no metadata of ours; with changes."""
+    stored = tensors_of(folder) if tensors is None else tensors
+    stored = {rename(k): t for k, t in stored.items()}
+    (folder / "adapter_model.safetensors").write_bytes(save(stored, {"format": "pt"}))
+    text = settings_of(folder) | {"auto_mapping": None} | config
+    text = {k: v for k, v in text.items() if v is not ...}
+    (folder / "adapter_config.json").write_text(json.dumps(text))
+    return folder
 
 
 class Net(nn.Module):

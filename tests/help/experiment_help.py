@@ -70,7 +70,7 @@ def note_work(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
     calls = 0
 
     def noting(real: Callable[..., Any], what: Callable[..., list[str]]) -> Callable[..., Any]:
-        def noted(*given: Any, **more: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
             nonlocal calls
             if calls == stop:
                 raise KeyboardInterrupt
@@ -79,7 +79,7 @@ def note_work(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
             done.extend(what(*given, **more))
             return result
 
-        return noted
+        return call
 
     def cells(
         base: Any, pairs: Any, scored: Any, settings: Any, keep: Any, chosen: Any
@@ -94,3 +94,14 @@ def note_work(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
     patch.setattr(sweep_module, "_train", noting(sweep_module._train, cells))
     patch.setattr(families, "_whole", noting(families._whole, whole))
     return done
+
+
+def noted(run: Callable[[], Any], stop: int | None = None) -> tuple[Any, list[str]]:
+    """What the run gives, or None where it is stopped, and all that it trains: see note_work."""
+    with pytest.MonkeyPatch.context() as patch:
+        done = note_work(patch, stop)
+        if stop is None:
+            return run(), done
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    return None, done
