@@ -21,7 +21,7 @@ import torch
 from core_help import Toy, bits, rewritten, toy
 from forking import fork
 from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 from torch import nn
 
 import minilora
