@@ -29,13 +29,13 @@ class LoRAConfig:
         targets: Which layers get an adapter. A list names module paths, whole
             (``"blocks.0.attention.q_proj"``) or by their last parts (``"q_proj"``,
             ``"attention.q_proj"``); a name takes whatever can be adapted, be it linear, an
-            embedding or a convolution. A string is
-            a regular expression that must match a whole path, or ``"all-linear"``: every linear
-            layer but those named head, lm_head, classifier, score or output_projection (in a
-            Hugging Face model, but its output embeddings) and those inside
-            ``nn.MultiheadAttention``; an output layer of another name goes into ``exclude``. A
-            module type takes every module of that type. A callable ``(path, module) -> bool``
-            decides for itself.
+            embedding or a convolution. A string is a regular expression that must match a whole
+            path, or ``"all-linear"``: every linear layer but those named head, lm_head,
+            classifier, score or output_projection (in a Hugging Face model, but its output
+            embeddings) and those inside ``nn.MultiheadAttention``; an output layer of another
+            name goes into ``exclude``. A module type takes every module of that type. A callable
+            ``(path, module) -> bool`` decides for itself; an adapted model and its files keep
+            the paths that it chose.
         exclude: Layers to leave out of what ``targets`` matches, in the same forms.
         dropout: Probability with which an entry of the adapter's input is zeroed in training.
             Embeddings have no such input and ignore it.
@@ -50,8 +50,9 @@ class LoRAConfig:
             ``bias`` (not those of an LSTM, nor ``in_proj_bias``), ``"lora_only"`` those of the
             adapted layers.
         rank_pattern: Rank of particular layers, ``{"q_proj": 16}``. A key is a regular
-            expression for the end of a path: ``(.*\\.)?(KEY)$``; the first that fits is used. A
-            higher rank by itself makes the scale smaller, since alpha is divided by it.
+            expression for the end of a path: ``(.*\\.)?(KEY)$``; the first that fits is used, and
+            ``"^head"`` fits ``head`` but not ``decoder.head``. A higher rank by itself makes the
+            scale smaller, since alpha is divided by it.
         alpha_pattern: The same for alpha; ``{"q_proj": 32}`` beside ``alpha=16`` keeps the scale of
             a layer that has twice the rank.
         modules_to_save: Names of modules that are trained whole beside the adapters, as a new

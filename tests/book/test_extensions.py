@@ -28,7 +28,9 @@ FIGURE = {
 }
 
 
-def build(folder: Path, pages: dict[str, object], extensions: tuple[str, ...]) -> str:
+def build(
+    folder: Path, pages: dict[str, object], extensions: tuple[str, ...], settings: str = ""
+) -> str:
     """Build a project of these pages with warnings collected; return the warnings."""
     source = folder / "source"
     source.mkdir()
@@ -42,6 +44,7 @@ def build(folder: Path, pages: dict[str, object], extensions: tuple[str, ...]) -
         master_doc = "index"
         nitpicky = True
         """)
+        + settings
     )
     for name, content in pages.items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -193,3 +196,58 @@ def test_no_repository_no_button(tmp_path, monkeypatch):
     assert repository.repository_slug(tmp_path) is None
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
     assert repository.repository_slug(tmp_path) == "someone/book"
+
+
+# ---------------------------------------------------------------- the glossary
+
+CHAPTER = """
+(ch-one)=
+# One
+
+About {term}`rank`, in the first paragraph.
+
+## What a rank is
+
+:::{note}
+Do you know {term}`energy`?
+:::
+
+A {term}`rank` is a number.
+
+## Later
+
+{term}`energy <Energy>` and {term}`rank` again.
+"""
+GLOSSARY = """
+# Glossary
+
+:::{glossary}
+rank
+  A number. See {ref}`ch-one`.
+
+share
+energy
+  A share. See {ref}`ch-one`.
+
+trace
+  A sum. See {ref}`ch-one`, {ref}`below`.
+:::
+
+(below)=
+## Below
+"""
+
+
+def test_a_glossary_entry_leads_to_the_section_that_explains_its_word(tmp_path):
+    pages = {"index.md": "# I\n\n```{toctree}\none\nwords\n```\n", "one.md": CHAPTER}
+    settings = 'myst_enable_extensions = ["colon_fence"]\nglossary_page = "words"'
+    said = build(tmp_path, {**pages, "words.md": GLOSSARY}, ("glossary_links",), settings)
+    assert said == ""
+    text = (tmp_path / "out" / "words.html").read_text()
+    links = re.findall(r'href="([^"]*)"><span class="std std-ref">([^<]*)</span>', text)
+    assert links == [
+        ("one.html#what-a-rank-is", "One, What a rank is"),
+        ("one.html#later", "One, Later"),
+        ("one.html#ch-one", "One"),
+        ("#below", "Below"),
+    ]
