@@ -13,7 +13,8 @@ FAULTS_FLAGS =
 # Threads that wait by spinning slow a busy machine down tenfold; these sleep.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help env book chapter assignments lab test site-check bench faults format lint clean
+.PHONY: help env book chapter assignments lab test site-check bench faults gpu-check format lint \
+	clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -47,6 +48,10 @@ bench: env ## time and weigh minilora beside PEFT, loralib and full fine-tuning
 
 faults: env ## kill saves, fill the disk, damage folders: what load and save must survive
 	@$(PY) tests/faults/faults.py $(FAULTS_FLAGS)
+
+# Without env: a machine that is lent for minutes has torch, and no network to install from.
+gpu-check: ## on a machine with a CUDA card, are the numbers right there? a minute
+	@py=$(PY); [ -x "$$py" ] || py=python3; PYTHONPATH=. "$$py" tests/gpu/gpu_check.py
 
 format: env ## put code and notebooks into the house format, strip outputs
 	$(PY) -m nbstripout --keep-id notebooks/*.ipynb

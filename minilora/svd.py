@@ -5,7 +5,7 @@ real or complex; integers become float64, and float32 stays float32. Rank counts
 from 0 (keep nothing) to ``min(m, n)`` (keep everything). What cannot be used is refused with a
 ``ValueError`` that says what was found and what to do.
 
-In order: the truncated SVD, the matrix it rebuilds, the error it makes; three answers to "what rank
+In order: the truncated SVD, the matrix it rebuilds, the error it makes; four answers to "what rank
 is this, roughly?"; the rank at which two factors cost as much as the matrix; and a fast SVD that
 finds the leading directions by chance.
 """
@@ -30,6 +30,7 @@ __all__ = [
     "low_rank_errors",
     "random_range",
     "randomized_svd",
+    "rank_for_share",
     "stable_rank",
     "truncated_svd",
 ]
@@ -134,6 +135,27 @@ def stable_rank(X: ArrayLike) -> float:
     if s[0] == 0:
         return 0.0
     return float(((s / s[0]) ** 2).sum())
+
+
+def rank_for_share(X: ArrayLike, share: float = 0.9) -> int:
+    """How many pieces hold a share of the sum of squares: X (m, n), or singular values (k,) → r.
+
+    The smallest r with s₁² + … + s_r² ≥ share · ‖X‖_F², so that the best approximation of rank r
+    has a relative error of at most √(1 − share). An exact tie counts as held. The answer is the
+    number of singular values above rounding for ``share=1``, and 0 for a matrix of zeros.
+
+    Raises ValueError as ``truncated_svd`` does, and for a share that is not between 0 and 1.
+    """
+    if not 0 <= share <= 1:  # also refuses NaN
+        raise ValueError(
+            f"share must lie between 0 and 1 (0.9 for nine tenths of ‖X‖²), but is {share!r}."
+        )
+    s = _spectrum(X)
+    if s[0] == 0:
+        return 0
+    held = np.append(0.0, np.cumsum((s / s[0]) ** 2))
+    rounding = 1 - len(s) * np.finfo(s.dtype).eps
+    return int(np.argmax(held >= share * held[-1] * rounding))
 
 
 def gavish_donoho_rank(X: ArrayLike, sigma: float | None = None) -> int:

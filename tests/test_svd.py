@@ -154,6 +154,28 @@ def test_ranks_of_nothing_and_of_a_known_spectrum() -> None:
         svd.stable_rank([1.0, -1.0])
 
 
+@given(spectra, seeds, st.floats(0, 1))
+def test_a_share_is_held_by_no_fewer_pieces(spectrum: list[float], seed: int, share: float) -> None:
+    X, s = with_spectrum(spectrum, seed)
+    r = svd.rank_for_share(s, share)
+    if not s.any():
+        assert r == svd.rank_for_share(X, share) == 0
+        return
+    missed = svd.low_rank_errors(np.diag(s), relative=True) ** 2
+    assert missed[r] <= 1 - share + 1e-12
+    assert r == 0 or missed[r - 1] > 1 - share - 1e-12
+
+
+def test_a_tie_is_held_and_all_is_all() -> None:
+    assert svd.rank_for_share([3, 1], 0.9) == 1 and svd.rank_for_share([3, 1], 0.901) == 2
+    for k in range(1, 30):
+        assert [svd.rank_for_share(np.full(k, 3.7), r / k) for r in range(k + 1)] == [*range(k + 1)]
+    assert all(svd.rank_for_share(gaussian((40, 30), seed), 1) == 30 for seed in range(50))
+    for share in (-0.1, 1.1, 90, np.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            svd.rank_for_share(np.eye(2), share)
+
+
 # Gavish and Donoho's threshold, against three things that do not use their formula.
 
 
@@ -328,8 +350,9 @@ def test_what_is_no_matrix_is_refused(X: Any, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             function()
     if np.ndim(np.asarray(X, dtype=object)) != 1:
-        with pytest.raises(ValueError, match=words):
-            svd.effective_rank(X)
+        for function in (svd.effective_rank, svd.rank_for_share):
+            with pytest.raises(ValueError, match=words):
+                function(X)
 
 
 @pytest.mark.parametrize("r", [-1, 4, 1.0, "2", None, True])

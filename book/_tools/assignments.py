@@ -18,8 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def is_solution(cell: dict) -> bool:
-    """Solutions are marked for the page, for JupyterLab and for Colab; one mark is enough."""
+    """Solutions are marked for the page, for JupyterLab and for Colab; one mark is enough.
+
+    A cell that is not on the page at all is plumbing, which other cells may need.
+    """
     metadata = cell["metadata"]
+    if "remove-cell" in metadata.get("tags", []):
+        return False
     return cell["cell_type"] == "code" and (
         "hide-cell" in metadata.get("tags", [])
         or metadata.get("jupyter", {}).get("source_hidden", False)

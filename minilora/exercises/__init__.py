@@ -6,65 +6,64 @@ with a message that names the misconception behind it where it can be recognised
 """
 
 from minilora.exercises.ch01 import (
-    check_addition_factors,
+    check_count_crosses,
     check_largest_saving_rank,
-    check_outer_product,
-    check_peel_once,
+    check_predicted_ranks,
+    check_square_factors,
+    check_with_identity,
 )
 from minilora.exercises.ch02 import (
     check_errors_from_singular_values,
     check_leading_triplet,
     check_pca_scores,
+    check_predicted_values,
     check_rank_for_error,
-    check_truncate,
 )
 from minilora.exercises.ch03 import (
-    check_blur_singular_values,
-    check_effective_rank,
     check_randomized_svd,
-    check_stable_rank,
+    check_shuffled_rival,
+    check_stable_rank_of_noise,
+    check_two_counts,
     check_worth_keeping,
 )
 from minilora.exercises.ch04 import (
     check_balance,
-    check_floor,
-    check_lora_gradients,
-    check_many_examples,
-    check_weighted_floor,
+    check_level_losses,
+    check_predicted_rank,
+    check_three_factors,
 )
 from minilora.exercises.ch05 import (
-    check_attention,
     check_block_numbers,
     check_causal_attention,
     check_cross_entropy,
-    check_layer_norm,
+    check_look_back,
+    check_loss_without_looking,
 )
 from minilora.exercises.ch06 import (
-    check_chance_share,
+    check_first_share,
+    check_gradient_ranks,
     check_rank_for_share,
-    check_relative_change,
     check_stored_numbers,
-    check_truncate_update,
 )
 from minilora.exercises.ch07 import (
+    check_layer_test,
     check_lora_embedding,
-    check_lora_forward,
     check_mean_adapters,
-    check_orthonormal_b,
+    check_moved_numbers,
     check_strict_load,
 )
 from minilora.exercises.ch08 import (
     check_budget,
     check_choose_rate,
-    check_lora_count,
+    check_draws_needed,
     check_paired_interval,
 )
 from minilora.exercises.ch09 import (
-    check_after_decay,
+    check_cliff_rate,
     check_needs_rung,
     check_rate_groups,
+    check_rates_at_scale,
     check_same_run_sgd,
-    check_standard_alpha,
 )
 from minilora.exercises.ch10 import (
     check_block_ranks,
@@ -75,6 +74,6 @@ from minilora.exercises.ch10 import (
 from minilora.exercises.ch11 import (
     check_checkpoint_every,
     check_kept_inputs,
-    check_step_share,
-    check_training_bytes,
+    check_llama_bytes,
+    check_no_cheaper_rank,
 )

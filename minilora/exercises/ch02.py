@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minilora.exercises.guarded import Forbidden, Guarded
 from minilora.exercises.tools import (
     Exercise,
     Function,
@@ -17,9 +18,11 @@ from minilora.exercises.tools import (
     misshapen,
 )
 
+_numpy_svd = np.linalg.svd  # by a name that no exercise forbids
+
 
 def _svd(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    U, s, Vt = np.linalg.svd(X, full_matrices=False)
+    U, s, Vt = _numpy_svd(X, full_matrices=False)
     return U, s, Vt
 
 
@@ -28,49 +31,97 @@ def _alike(says: str, *answers: Function) -> list[Mistake]:
     return [Mistake(answer, says) for answer in answers]
 
 
-def _truncate(X: np.ndarray, r: int) -> np.ndarray:
-    U, s, Vt = _svd(X)
-    return (U[:, :r] * s[:r]) @ Vt[:r]
+#: Largest and smallest singular value of diag(3, −5), of twice a rotation, of a 4 × 9 table of
+#: ones, of [[0, 7], [0, 0]] and of the row (3, 4).
+_VALUES = ((5.0, 3.0), (2.0, 2.0), (6.0, 0.0), (7.0, 0.0), (5.0, 5.0))
 
 
-check_truncate = Exercise(
-    asks="X (m, n), r → its best approximation of rank r, (m, n).",
-    cases=[(example(), r) for r in (2, 0, 1, 4)],
-    right=_truncate,
+def _wrong_values(matrix: int, guess: tuple[float, float] | None, says: str) -> Mistake:
+    """A wrong prediction for one of the five matrices; None stands for any."""
+    answer = [*_VALUES[:matrix], guess or (99.0, 98.0), *_VALUES[matrix + 1 :]]
+    return Mistake(
+        lambda: answer,
+        f"Matrix {'ABCDE'[matrix]}: {says}",
+        when=lambda found: (
+            np.shape(found) == (5, 2)
+            and not close(found[matrix], _VALUES[matrix])
+            and (guess is None or np.allclose(found[matrix], guess, atol=0.01))
+        ),
+    )
+
+
+check_predicted_values = Exercise(
+    asks="→ for the five matrices A to E, in this order, the largest and the smallest of their "
+    "singular values.",
+    cases=[()],
+    right=lambda: np.array(_VALUES),
     mistakes=[
-        Mistake(
-            lambda X, r: (_svd(X)[0][:r] * _svd(X)[1][:r]) @ _svd(X)[2][:r],
-            lambda error, X, r: (
-                f"Your shapes do not fit ({error}). The left singular vectors are the columns of "
-                "U, U[:, :r], and the right ones the rows of Vt, Vt[:r]."
-            ),
-            raises=ValueError,
+        *(
+            _wrong_values(
+                0,
+                guess,
+                "a singular value is a length, so that it is never negative, and the largest comes "
+                "first. The minus sign goes into a singular vector.",
+            )
+            for guess in ((3, -5), (3, 5), (-5, 3), (5, -3))
         ),
-        Mistake(
-            lambda X, r: _svd(X)[0][:, :r] @ _svd(X)[2][:r],
-            "The singular values are missing: your pieces all have the same size. Multiply column "
-            "i of U by s[i].",
+        _wrong_values(0, None, "the unit vectors along the axes are stretched by 3 and by 5."),
+        *(
+            _wrong_values(
+                1,
+                guess,
+                "those are its entries. How long does a rotation leave a "
+                "vector, and how long is the vector after the factor 2?",
+            )
+            for guess in ((np.sqrt(3), 1), (np.sqrt(3), -1))
         ),
-        Mistake(
-            lambda X, r: X - _truncate(X, r),
-            "You kept the pieces after the first r. NumPy sorts them from large to small: keep the "
-            "first r.",
-            when=lambda found, X, r: r == 2 and close(found, X - _truncate(X, r)),
+        _wrong_values(1, None, "a rotation changes no length, and the factor 2 doubles them all."),
+        _wrong_values(
+            2, (36, 0), "36 is the square: the root of the sum of all squared entries is 6."
         ),
-        Mistake(
-            lambda X, r: (_svd(X)[0][:, :r] * _svd(X)[1][:r]) @ _svd(X)[2].T[:r],
-            "NumPy returns Vᵀ, not V: its rows are the singular vectors already. "
-            "Keep its first r rows, Vt[:r], and do not transpose it.",
+        _wrong_values(
+            2,
+            (6, 6),
+            "there is one piece only. The other three of the four singular values are zero.",
+        ),
+        *(
+            _wrong_values(
+                2,
+                guess,
+                "the column of four ones has length 2 and the row of nine has "
+                "length 3. The piece is u vᵀ with vectors of length one, times 2 · 3.",
+            )
+            for guess in ((1, 0), (1, 1))
+        ),
+        _wrong_values(
+            2,
+            None,
+            "it is one outer product; bring both of its vectors to length one, "
+            "and the rest is the singular value.",
+        ),
+        _wrong_values(
+            3,
+            (0, 0),
+            "zeros on the diagonal do not make the singular values zero. The "
+            "input (0, 1) comes out as (7, 0).",
+        ),
+        _wrong_values(3, None, "the input (0, 1) comes out as (7, 0), and (1, 0) as nothing."),
+        *(
+            _wrong_values(
+                4,
+                guess,
+                "a matrix of one row has one singular value, so the largest is the smallest.",
+            )
+            for guess in ((4, 3), (5, 0))
+        ),
+        _wrong_values(
+            4, None, "a row is one piece: 1 times a vector of length one, times its length."
         ),
     ],
-    otherwise=lambda found, X, r: (
-        f"Rank 2 is right, rank {r} is not."
-        if r != 2
-        else "This is not the best rank-2 approximation. Keep U[:, :r], s[:r] and Vt[:r]."
-    ),
-    passed="columns of U, rows of Vᵀ, and the sizes between them.",
-    parts="The approximation",
-    same=lambda found, right: close(found, right, 10),
+    otherwise="Five pairs are wanted, of shape (5, 2).",
+    passed="lengths, largest first, and never negative.",
+    parts="The five pairs",
+    same=lambda found, right: close(found, right, 1e6),
 )
 
 
@@ -81,14 +132,19 @@ def _errors(s: np.ndarray, r: int) -> tuple[float, float]:
 def _wrong_error(found: Any, s: np.ndarray, r: int) -> str:
     if r == len(s):
         return f"At full rank nothing is lost: both are 0; found {np.asarray(found)}."
-    if not close(found[0], 5):
-        return f"The Frobenius error of 9, 6, 4, 3 at rank 2 is 5; found {found[0]}."
-    return f"The spectral error of 9, 6, 4, 3 at rank 2 is 4; found {found[1]}."
+    which = 0 if not close(found[0], _errors(s, r)[0]) else 1
+    return (
+        f"The {('Frobenius', 'spectral')[which]} error of {', '.join(f'{x:g}' for x in s)} at rank "
+        f"{r} is {_errors(s, r)[which]:g}; found {found[which]}."
+    )
 
 
 check_errors_from_singular_values = Exercise(
     asks="s falling (k,), r → (Frobenius error, spectral error) at rank r.",
-    cases=[(np.array([9.0, 6.0, 4.0, 3.0]), r) for r in (2, 4)],
+    cases=[
+        *((np.array([9.0, 6.0, 4.0, 3.0]), r) for r in (2, 4, 0, 3)),
+        *((np.array([6.0, 2.0, 2.0, 2.0, 2.0]), r) for r in (1, 5)),
+    ],
     right=_errors,
     mistakes=[
         Mistake(
@@ -127,6 +183,16 @@ check_errors_from_singular_values = Exercise(
             ),
             raises=(IndexError, ValueError),
         ),
+        Mistake(
+            lambda s, r: (np.linalg.norm(s[r : r + 2]), _errors(s, r)[1]),
+            "You took the next two singular values only. All that come after the first r are lost, "
+            "however many they are.",
+        ),
+        Mistake(
+            lambda s, r: (np.linalg.norm(s[-2:]) if r < len(s) else 0.0, _errors(s, r)[1]),
+            "You took the last two singular values, whatever r is. All that come after the first r "
+            "are lost.",
+        ),
         Mistake(lambda s, r: (_errors(s, r)[0], s[min(r, 3)]), _wrong_error),
     ],
     otherwise=_wrong_error,
@@ -143,7 +209,10 @@ def _rank_for_error(X: np.ndarray, tolerance: float, power: int = 2, root: float
 check_rank_for_error = Exercise(
     asks="X, tolerance → the smallest r whose relative Frobenius error is ≤ tolerance.",
     # The errors at ranks 0 to 4 are 1, .497, .243, .108 and 0.
-    cases=[(example(), tolerance) for tolerance in (0.3, 0.24, 0.11, 0.06, 0.5, 1.0)],
+    cases=[
+        *((example(), tolerance) for tolerance in (0.3, 0.24, 0.11, 0.06, 0.5, 1.0)),
+        (example().T / 1000, 0.24),
+    ],
     right=_rank_for_error,
     mistakes=[
         *_alike(
@@ -178,7 +247,7 @@ check_rank_for_error = Exercise(
         ),
     ],
     otherwise=lambda found, X, t: (
-        f"For singular values 8, 4, 2, 1 and tolerance {t} the smallest rank is "
+        f"For singular values in the ratios 8, 4, 2, 1 and tolerance {t} the smallest rank is "
         f"{_rank_for_error(X, t)}; found {found}."
     ),
     passed="the smallest rank that is good enough.",
@@ -195,9 +264,20 @@ def _centred(X: np.ndarray) -> np.ndarray:
     return X - X.mean(axis=0)
 
 
+def _same_but_for_signs(found: Any, right: Any) -> bool:
+    """Equal, once each column that was found is turned towards the right one."""
+    if not is_numeric(found) or np.shape(found) != np.shape(right):
+        return False
+    against = np.sum(np.multiply(found, right), axis=0) < 0
+    return close(np.where(against, np.negative(found), found), right, 10)
+
+
 check_pca_scores = Exercise(
     asks="X (examples, features), r → PCA scores (examples, r), signs left open.",
-    cases=[(example() + np.array([3.0, -2.0, 0.0, 5.0]), 2)],
+    cases=[
+        (example() + np.array([3.0, -2.0, 0.0, 5.0]), 2),
+        (example().T + np.array([1.0, 0.0, -2.0, 5.0, 3.0]), 3),
+    ],
     right=lambda X, r: _scores(_centred(X), r),
     mistakes=[
         Mistake(
@@ -221,10 +301,12 @@ check_pca_scores = Exercise(
             "mean. Project the centred data.",
         ),
     ],
-    otherwise="These are not the first two PCA scores.",
+    otherwise=lambda found, X, r: (
+        f"For data of shape {X.shape}, these are not the first {r} scores."
+    ),
     passed="PCA is the truncated SVD of the centred data.",
-    parts="The scores of 5 examples at r = 2",
-    same=lambda found, right: is_numeric(found) and close(np.abs(found), np.abs(right), 10),
+    parts="The scores",
+    same=_same_but_for_signs,
 )
 
 
@@ -254,11 +336,45 @@ def _same_triplet(found: Any, right: Any) -> bool:
 
 _TRIPLET = ("u", "sigma", "v")
 
-check_leading_triplet = Exercise(
+
+def _close_together() -> np.ndarray:
+    """A (4, 6) matrix with singular values 5, 4.95 and 1: the share of v2 falls by 2% a round."""
+    generator = np.random.default_rng(7)
+    U, V = (np.linalg.qr(generator.standard_normal((k, 3)))[0] for k in (4, 6))
+    return (U * np.array([5.0, 4.95, 1.0])) @ V.T
+
+
+_STUBBORN = np.array([[2.0, -1.0], [-1.0, 2.0]])  # v1 is (1, -1) / sqrt(2)
+_MIDDLE = np.diag([1.0, 3.0, 2.0])  # v1 is (0, 1, 0)
+_CLOSE = _close_together()
+
+
+def _rounds(X: np.ndarray, rounds: int, v: Any = None) -> tuple[Any, ...]:
+    v = np.random.default_rng(0).standard_normal(X.shape[1]) if v is None else v
+    for _ in range(rounds):
+        v = X.T @ (X @ v)
+        v = v / np.linalg.norm(v)
+    return _triplet(X, v)
+
+
+def _first_axis(X: np.ndarray) -> tuple[Any, ...]:
+    return _rounds(X, 1000, np.eye(X.shape[1])[0])
+
+
+check_leading_triplet = Guarded(
     asks="X (m, n) → (u, sigma, v), the leading singular triplet, signs left open.",
-    cases=[(example(),), (np.array([[2.0, -1.0], [-1.0, 2.0]]),)],  # v1 is (1, -1) / sqrt(2) there
+    cases=[(example(),), (_STUBBORN,), (_MIDDLE,), (_CLOSE,), (_CLOSE.T / 1000,)],
     right=_triplet,
+    without=("svd", "svdvals", "eig", "eigh", "eigvals", "eigvalsh"),
     mistakes=[
+        Mistake(
+            lambda X: np.linalg.svd(X)[0],
+            lambda error, X: (
+                f"You called {error}. The exercise is to do without: multiply by X and by its "
+                "transpose, and divide by the length."
+            ),
+            raises=Forbidden,
+        ),
         Mistake(
             lambda X: _triplet(X)[:2],
             "Return three things, in this order: u, sigma, v.",
@@ -308,13 +424,28 @@ check_leading_triplet = Exercise(
             when=lambda found, X: not close(X @ found[2], np.multiply(found[1], found[0]), 1e5),
         ),
         Mistake(
-            lambda X: _triplet(X) if len(X) == 5 else _triplet(X, np.ones(2)),
+            lambda X: _triplet(X, np.ones(2)) if X.shape == (2, 2) else _triplet(X),
             lambda found, X: (
                 f"For [[2, -1], [-1, 2]] the leading singular value is 3; found {found[1]:.6g}. A "
                 "start of ones is perpendicular to v1 there and never turns towards it: draw the "
                 "start at random."
             ),
-            when=lambda found, X: len(X) == 2 and not np.isclose(found[1], 3, rtol=1e-6),
+            when=lambda found, X: X.shape == (2, 2) and not np.isclose(found[1], 3, rtol=1e-6),
+        ),
+        Mistake(
+            _first_axis,
+            lambda found, X: (
+                f"For diag(1, 3, 2) the leading singular value is 3; found {found[1]:.6g}. Your "
+                "start is perpendicular to v1, which is (0, 1, 0) there, and stays so: draw the "
+                "start at random."
+            ),
+            when=lambda found, X: X.shape == (3, 3) and not np.isclose(found[1], 3, rtol=1e-6),
+        ),
+        Mistake(
+            partial(_rounds, rounds=14),
+            "Right where the gap is wide. But for singular values 5, 4.95 and 1 the share of v2 "
+            "shrinks by 2% a round only, and you stop too early: go on until v no longer changes.",
+            when=lambda found, X: max(X.shape) == 6,
         ),
     ],
     otherwise="Xᵀ u is not sigma times v: v has not settled yet. Go round more often.",

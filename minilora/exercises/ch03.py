@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -10,12 +11,12 @@ from unittest import mock
 
 import numpy as np
 
+from minilora import svd
 from minilora.exercises.tools import (
     Exercise,
     Function,
     Mistake,
     close,
-    example,
     misshapen,
     require,
 )
@@ -32,121 +33,125 @@ def _told_where(here: Callable[..., bool], answer: Function, says: str) -> Mista
     )
 
 
-def _stable_rank(X: np.ndarray) -> float:
-    return float((np.linalg.norm(X) / np.linalg.norm(X, 2)) ** 2)
-
-
-_of_example = partial(_told_where, lambda X: X.shape == (5, 4))
-
-check_stable_rank = Exercise(
-    asks="X (m, n) → ‖X‖_F² / ‖X‖₂².",
-    cases=[(example(),), (-2 * np.eye(5)[:, :1],), (-2 * np.eye(5)[:, :3],)],
-    right=_stable_rank,
+check_stable_rank_of_noise = Exercise(
+    asks="mean, sd of the independent entries of a large table → its stable rank, about.",
+    cases=[(0.5, 12**-0.5), (2.0, 1.0), (-1.0, 3.0), (4.0, 0.0)],
+    right=lambda mean, sd: 1 + (sd / mean) ** 2,
     mistakes=[
-        _of_example(
-            lambda X: _stable_rank(X) ** 0.5,
-            "You divided the norms. The stable rank is the ratio of their squares.",
+        Mistake(
+            lambda mean, sd: 4 / 3,
+            "That is the answer for numbers drawn between 0 and 1. Put the mean and the standard "
+            "deviation in the place of ½ and √(1/12).",
         ),
-        *(
-            _of_example(
-                lambda X, power=power: _stable_rank(X) ** power,
-                "Upside down: the sum of all squares is divided by the largest, so it is at least "
-                "1.",
-            )
-            for power in (-1, -0.5)
+        Mistake(
+            lambda mean, sd: 1 + sd / mean,
+            "You compared the sizes. The stable rank is a ratio of squares.",
         ),
-        _of_example(
-            lambda X: np.linalg.norm(X) ** 2 / np.linalg.norm(X, 2),
-            "You squared ‖X‖_F only. Both norms are squared, above and below: the ratio has no "
-            "unit.",
+        Mistake(
+            lambda mean, sd: 1 + abs(sd / mean),
+            "You compared the sizes. The stable rank is a ratio of squares.",
         ),
-        _of_example(
-            lambda X: np.linalg.norm(X) / np.linalg.norm(X, 2) ** 2,
-            "You squared ‖X‖₂ only. Both norms are squared, above and below: the ratio has no "
-            "unit.",
+        Mistake(
+            lambda mean, sd: (sd / mean) ** 2,
+            "The mean square of the entries is mean² + sd²: you left out what the plain field "
+            "itself holds.",
         ),
-        _of_example(
-            lambda X: _values(X).sum() / _values(X)[0],
-            "You added the singular values. Their squares are added, over the largest square.",
+        Mistake(
+            lambda mean, sd: mean**2 / (mean**2 + sd**2),
+            "Upside down: the whole mean square is divided by what the plain field holds of it, so "
+            "the result is at least 1.",
         ),
-        _of_example(
-            np.linalg.matrix_rank,
-            "That is the rank itself, which counts every piece as one, however small.",
+        Mistake(
+            lambda mean, sd: 1 + (mean / sd) ** 2 if sd else np.inf,
+            "You divided by what the noise holds. In a large table the first piece is the plain "
+            "field, however small its mean.",
         ),
-        _of_example(
-            lambda X: (X**2).sum() / np.abs(X).max() ** 2,
-            "You divided by the largest entry. ‖X‖₂ is the largest singular value: "
-            "np.linalg.norm(X, 2).",
+        Mistake(
+            lambda mean, sd: 1 + sd**2 / abs(mean),
+            "The mean is squared, too: the plain field holds mean² of the mean square.",
         ),
     ],
-    otherwise=lambda found, X: (
-        f"For singular values 8, 4, 2, 1 it is 85/64; found {found}."
-        if X.shape == (5, 4)
-        else f"For {X.shape[1]} equal singular values it is {X.shape[1]}; found {found}."
+    otherwise=lambda found, mean, sd: (
+        f"For mean {mean:g} and standard deviation {sd:.3g} the plain field holds {mean**2:g} of a "
+        f"mean square of {mean**2 + sd**2:.4g}; found {found}."
     ),
-    passed="how many times the largest square goes into the sum of all.",
+    passed="one piece for the mean, and it dwarfs the rest.",
     parts="The stable rank",
 )
 
 
-def _entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return -(p * np.log(p)).sum()
+def _two_counts(k: int, share: float = 0.1) -> np.ndarray:
+    """One value of 1 and k − 1 equal ones, whose squares add up to the share."""
+    return np.append(1.0, np.full(k - 1, np.sqrt(share / (k - 1))))
 
 
-def _effective_rank(s: np.ndarray) -> float:
-    return np.exp(_entropy(s / s.sum()))
+def _sorted_values(found: Any) -> bool:
+    s = np.asarray(found, dtype=float)
+    return bool(np.isfinite(s).all() and s[-1] >= 0 and s[0] > 0 and (np.diff(s) <= 0).all())
 
 
-_without_zeros = partial(_told_where, np.all)
+def _top_is_heavy(found: Any) -> bool:
+    return svd.stable_rank(found) <= 1.1 * (1 + 1e-9)
 
-check_effective_rank = Exercise(
-    asks="s, singular values (k,) → exp(−Σ p log p), p = s / Σ s, 0 log 0 = 0.",
-    cases=[(np.array([6.0, 3.0, 1.0]),), (np.array([5.0, 5.0, 0.0]),)],
-    right=_effective_rank,
+
+def _tail_is_long(found: Any) -> bool:
+    return svd.effective_rank(found) >= len(found) / 2
+
+
+def _counts(found: Any, k: int) -> str:
+    return (
+        f"Its stable rank is {svd.stable_rank(found):.2f}, and its effective rank "
+        f"{svd.effective_rank(found):.1f} of {k}."
+    )
+
+
+check_two_counts = Exercise(
+    asks="k → k singular values, falling; stable rank ≤ 1.1, effective rank ≥ k/2.",
+    cases=[(100,), (1000,)],
+    right=_two_counts,
     mistakes=[
-        _without_zeros(
-            lambda s: _entropy(s / s.sum()),
-            "That is the entropy, a logarithm. Its exponential is the number of sharers.",
-        ),
-        _without_zeros(
-            lambda s: 1 / _effective_rank(s),
-            "The sign is lost: the logarithm of a share is negative, and the entropy is minus the "
-            "sum.",
-        ),
-        _without_zeros(
-            lambda s: _effective_rank(s**2),
-            "Your shares are those of the squares. The effective rank takes the shares of the "
-            "singular values themselves; it is the stable rank that squares.",
-        ),
-        _without_zeros(
-            lambda s: np.exp(_entropy(s / s.sum()) / np.log(2)),
-            "You took the logarithm to base 2 and then exp. Use one base for both: np.log and "
-            "np.exp.",
-        ),
-        _without_zeros(
-            lambda s: 2 ** _entropy(s / s.sum()),
-            "You took the natural logarithm and then a power of 2. Use one base for both: np.log "
-            "and np.exp.",
-        ),
-        _without_zeros(
-            lambda s: np.exp(_entropy(s)),
-            "Divide by the sum first: the p are shares, and add up to 1.",
+        Mistake(
+            lambda k: -_two_counts(k)[::-1],
+            "Singular values are never negative.",
+            when=lambda found, k: np.shape(found) == (k,) and np.min(found) < 0,
         ),
         Mistake(
-            lambda s: _effective_rank(s) if s.all() else np.nan,
-            "With a zero among the values you get NaN: 0 · log 0 is computed as 0 · (−∞). Leave "
-            "the zeros out of the sum.",
+            lambda k: _two_counts(k)[::-1],
+            "Sort them: the largest comes first.",
+            when=lambda found, k: np.shape(found) == (k,) and not _sorted_values(found),
+        ),
+        Mistake(
+            lambda k: _two_counts(100),
+            lambda found, k: f"You return {len(found)} values where {k} are asked for.",
+            when=lambda found, k: np.ndim(found) == 1 and len(found) != k,
+        ),
+        Mistake(
+            np.ones,
+            lambda found, k: (
+                f"{_counts(found, k)} The top is not heavy enough: the squares of all others may "
+                "add up to a tenth of the largest square."
+            ),
+            when=lambda found, k: np.shape(found) == (k,) and not _top_is_heavy(found),
+        ),
+        Mistake(
+            lambda k: np.append(1.0, np.full(k - 1, 0.1 / (k - 1))),
+            lambda found, k: (
+                f"{_counts(found, k)} The tail is too small. It is the *squares* of the others "
+                "that may add up to a tenth, and they do most for the effective rank where they "
+                "are equal."
+            ),
+            when=lambda found, k: np.shape(found) == (k,) and not _tail_is_long(found),
         ),
     ],
-    otherwise=lambda found, s: (
-        f"For 6, 3, 1 it is {_effective_rank(s):.6f}; got {found}."
-        if s.all()
-        else f"For 5, 5, 0 two share equally, so it is 2; found {found}."
+    otherwise="k singular values are wanted, from large to small.",
+    passed="one list; about 1 for the one count, and most of its length for the other.",
+    parts="The list",
+    same=lambda found, right: (
+        not misshapen(found, right, "")
+        and _sorted_values(found)
+        and _top_is_heavy(found)
+        and _tail_is_long(found)
     ),
-    passed="the number of equal sharers that would be as undecided.",
-    parts="The effective rank",
-    same=lambda found, right: close(found, right) or str(found) == str(right) == "nan",
 )
 
 
@@ -154,9 +159,10 @@ def _noisy(n: int, nu: float) -> np.ndarray:
     """Three singular values above the cut at 2.31 √n·nu, and others where mistakes would cut."""
     rng = np.random.default_rng(4)
     U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
-    # Three between the edge of the noise at 2 and the cut, five between √3 and 2.
-    seen = np.concatenate([[5.0, 3.0, 2.5], [2.25, 2.2, 2.1], np.linspace(1.98, 1.75, 5)])
-    s = np.concatenate([seen, np.linspace(1.7, 0.01, n - len(seen))])
+    # Two close to the cut on either side; three from there to the edge of the noise at 2, five
+    # from there to √3.
+    seen = np.concatenate([[5.0, 3.0, 2.313], [2.305, 2.2, 2.1], np.linspace(1.98, 1.75, 5)])
+    s = np.concatenate([seen, np.linspace(1.33, 0.01, n - len(seen))])
     return np.sqrt(n) * nu * (U * s) @ V.T
 
 
@@ -187,6 +193,14 @@ check_worth_keeping = Exercise(
             "You compared what is seen with √3. That is the size of the planted piece; it is seen "
             "at √3 + 1/√3 = 4/√3.",
         ),
+        *(
+            _miscount(
+                partial(_count, factor=factor),
+                "Your factor is near 4/√3 = 2.309…, and not near enough for a piece beside the "
+                "cut: write it as 4 / np.sqrt(3).",
+            )
+            for factor in (2.25, 2.4)
+        ),
         _miscount(
             partial(_count, power=0),
             "The side is missing: noise in n rows adds up to singular values of the size of √n·nu.",
@@ -205,7 +219,7 @@ check_worth_keeping = Exercise(
             lambda X, nu: int((_values(X) > 2.858 * np.median(_values(X))).sum()),
             "You took the noise from the median of the singular values. Here nu is given: use it.",
         ),
-        Mistake(lambda X, nu: int((_values(X) > 11.6).sum()), _MISCOUNTED[10 * _NU]),
+        Mistake(lambda X, nu: int((_values(X) > 11.55).sum()), _MISCOUNTED[10 * _NU]),
         Mistake(lambda X, nu: int((_values(X) > 23.1 * nu).sum()), _MISCOUNTED[1.0]),
     ],
     otherwise=lambda found, X, nu: _MISCOUNTED[nu].format(found),
@@ -214,86 +228,110 @@ check_worth_keeping = Exercise(
 )
 
 
-def _blur(kernel: np.ndarray, n: int) -> np.ndarray:
-    return np.sort(np.abs(np.fft.fft(kernel, n)))[::-1]
+def _shuffled(X: np.ndarray, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permuted(X, axis=0)
 
 
-def _from_a_matrix(kernel: np.ndarray, n: int) -> np.ndarray:
-    if n > 10_000:
-        raise MemoryError(f"no room for {n} by {n} numbers")
-    return _blur(kernel, n)
+def _sorted_columns(X: Any) -> np.ndarray:
+    return np.sort(np.asarray(X, dtype=float), axis=0)
 
 
-_MILLION = 1_000_000
-_RING_IS_WRONG = (
-    "For a ring of a million places the answer is wrong; kernel (1, 1) has the largest value "
-    "2, that of the wave that does not move."
-)
+def _of_one_cause(m: int, n: int) -> np.ndarray:
+    """(m, n): every column follows one list of m numbers, so that the first piece holds most."""
+    rng = np.random.default_rng(m)
+    cause, sizes = rng.standard_normal((m, 1)), np.linspace(0.5, 2.0, n)
+    return (cause + 0.1 * rng.standard_normal((m, n))) * sizes + sizes
 
-_of_small_ring = partial(_told_where, lambda kernel, n: n < _MILLION)
 
-check_blur_singular_values = Exercise(
-    asks="kernel, n → the n singular values of the circular convolution, falling.",
-    cases=[(np.array([0.5, 0.3, -0.2]), 8), (np.array([1.0, 1.0]), _MILLION)],
-    right=_blur,
+def _first_share(X: Any) -> float:
+    X = np.asarray(X, dtype=float)
+    s = _values(X - X.mean(axis=0))
+    return float(s[0] ** 2 / np.sum(s**2))
+
+
+def _is_shuffled(found: Any, right: Any) -> bool:
+    """The right one's columns, in another order each; with one order for all, one piece stays."""
+    return (
+        not misshapen(found, right, "")
+        and close(_sorted_columns(found), _sorted_columns(right))
+        and _first_share(found) < 0.6
+    )
+
+
+SHUFFLED_RIVAL = Exercise(
+    asks="X (m, n), seed → the same numbers in every column, each column in an order of its own.",
+    cases=[(_of_one_cause(200, 6), 0), (_of_one_cause(90, 4), 5)],
+    right=_shuffled,
     mistakes=[
         Mistake(
-            _from_a_matrix,
-            "For a ring of a million places the matrix does not fit into memory. Work with the "
-            "padded list alone.",
-            raises=MemoryError,
+            lambda X, seed: X,
+            "This is X as it was: nothing is shuffled.",
+            when=lambda found, X, seed: np.array_equal(found, X),
         ),
         Mistake(
-            lambda kernel, n: _blur(kernel, len(kernel)),
-            "You have three values, one for each weight of the blur. Pad the list with zeros to n "
-            "first: np.fft.fft(kernel, n).",
-            when=lambda found, kernel, n: np.shape(found) == (3,),
+            lambda X, seed: np.random.default_rng(seed).permutation(X),
+            "You moved whole rows. Then the columns still belong together, and no singular value "
+            "changes. Each column needs an order of its own.",
+            when=lambda found, X, seed: (
+                close(np.sort(_sorted_columns(found)[:, 0]), np.sort(X[:, 0]))
+                and close(_values(found), _values(X))
+            ),
         ),
         Mistake(
-            lambda kernel, n: np.sort(np.abs(np.fft.rfft(kernel, n)))[::-1],
-            "rfft leaves out the second half of the waves, whose sizes repeat. All n are wanted.",
-            when=lambda found, kernel, n: np.shape(found) == (n // 2 + 1,),
+            lambda X, seed: np.random.default_rng(seed).permuted(X, axis=1),
+            "You shuffled within the rows, so that the columns lose their sizes: go down each "
+            "column instead.",
+            when=lambda found, X, seed: close(np.sort(found, axis=1), np.sort(X, axis=1)),
         ),
         Mistake(
-            np.fft.fft,
-            "The transform is complex. A singular value is how much a wave is stretched: its size, "
-            "np.abs.",
-            when=lambda found, kernel, n: np.iscomplexobj(found),
+            lambda X, seed: np.random.default_rng(seed).permuted(X),
+            "You dealt all numbers out over the whole table. Each column must keep its own.",
+            when=lambda found, X, seed: close(np.sort(np.ravel(found)), np.sort(np.ravel(X))),
         ),
-        _of_small_ring(
-            lambda kernel, n: np.sort(np.fft.fft(kernel, n).real)[::-1],
-            "You took the real part. How much a wave is stretched is the size of the complex "
-            "number.",
+        Mistake(
+            lambda X, seed: np.stack(
+                [np.random.default_rng(seed + j).choice(x, len(x)) for j, x in enumerate(X.T)], 1
+            ),
+            "Some numbers of a column are there twice and others not at all: you drew with "
+            "replacement. A shuffle uses each once.",
+            when=lambda found, X, seed: (
+                np.shape(found) == X.shape and bool(np.isin(found, X).all())
+            ),
         ),
-        _of_small_ring(
-            lambda kernel, n: np.abs(np.fft.fft(kernel, n)),
-            "The values are right and not yet sorted: from large to small.",
+        Mistake(
+            lambda X, seed: np.random.default_rng(seed).standard_normal(X.shape) * X.std(axis=0),
+            "These are new numbers. The rival is to hold the numbers of X, column by column.",
+            when=lambda found, X, seed: np.shape(found) == X.shape and not np.isin(found, X).any(),
         ),
-        _of_small_ring(
-            lambda kernel, n: _blur(kernel, n)[::-1],
-            "Sorted the wrong way round: the largest comes first.",
-        ),
-        _of_small_ring(
-            lambda kernel, n: _blur(kernel, n) ** 2,
-            "These are the squares, the eigenvalues of KᵀK. Take the root.",
-        ),
-        *(
-            _of_small_ring(
-                lambda kernel, n, power=power: _blur(kernel, n) / n**power,
-                "Leave the transform as it is: a plain copy, kernel (1), must have all values 1.",
-            )
-            for power in (0.5, 1)
-        ),
-        Mistake(lambda kernel, n: _blur(kernel, min(n, 500)), _RING_IS_WRONG),
     ],
-    otherwise=lambda found, kernel, n: (
-        _RING_IS_WRONG
-        if n == _MILLION
-        else "These are not the sizes of the transform of the padded weights."
-    ),
-    passed="a blur stretches waves, and the transform says by how much.",
-    parts="The singular values",
+    otherwise="Each column must hold its own numbers, in an order that has nothing to do with "
+    "that of the others.",
+    passed="the columns keep their sizes and lose one another.",
+    parts="The rival",
+    same=_is_shuffled,
 )
+
+
+def check_shuffled_rival(function: Function) -> None:
+    """A table, and a look at the argument, which other rivals still need."""
+    touched = False
+
+    def watched(X: np.ndarray, seed: int) -> Any:
+        nonlocal touched
+        before = X.copy()
+        found = function(X, seed)
+        touched = touched or not np.array_equal(X, before)
+        return found
+
+    found: list[Any] = []
+    if SHUFFLED_RIVAL.judge(watched, found) is None and found[0] is not None:
+        require(
+            not touched,
+            "The rival is right, but your function has shuffled its argument: the next rival, and "
+            "the table itself, are gone. Work on a copy.",
+        )
+    SHUFFLED_RIVAL(function)
+
 
 _PIECES = ("U", "s", "Vt")
 
@@ -428,14 +466,26 @@ RANDOMIZED_SVD = Exercise(
 )
 
 
+#: Who decomposes a matrix, in whichever library the answer takes it from.
+_DECOMPOSERS = {
+    "numpy.linalg": ("svd", "eigh", "eig"),
+    "scipy.linalg": ("svd", "svdvals", "eigh", "eig"),
+    "scipy.sparse.linalg": ("svds", "eigsh"),
+    "torch.linalg": ("svd", "eigh", "eig"),
+}
+
+
 def check_randomized_svd(function: Function) -> None:
     """A table, and a look at what was decomposed: a large matrix gives the same result."""
     spies: list[mock.Mock] = []
+    loaded = [
+        (sys.modules[name], them) for name, them in _DECOMPOSERS.items() if name in sys.modules
+    ]
 
     def watched(*case: Any) -> Any:
         with ExitStack() as stack:
-            for name in ("svd", "eigh"):
-                spy = mock.patch.object(np.linalg, name, wraps=getattr(np.linalg, name))
+            for library, name in ((library, name) for library, them in loaded for name in them):
+                spy = mock.patch.object(library, name, wraps=getattr(library, name))
                 spies.append(stack.enter_context(spy))
             return function(*case)
 

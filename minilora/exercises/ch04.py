@@ -2,207 +2,247 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+from itertools import combinations
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
 from numpy.linalg import norm
 
 from minilora.exercises.tools import (
     Exercise,
     Function,
     Mistake,
-    call,
     close,
     misshapen,
-    not_attempted,
-    passed,
     require,
 )
 
 
 def _factors(d_out: int, d_in: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A full gradient, or a change, with a factor A and a factor B."""
+    """A full gradient, a factor A and a factor B."""
     rng = np.random.default_rng(4)
     return rng.normal(size=(d_out, d_in)), rng.normal(size=(r, d_in)), rng.normal(size=(d_out, r))
-
-
-def _is_pair(found: Any) -> bool:
-    return isinstance(found, (tuple, list)) and len(found) == 2
 
 
 def _shapes(found: Any) -> list[tuple[int, ...]]:
     return [np.shape(part) for part in found]
 
 
-def _gradients(G: np.ndarray, A: np.ndarray, B: np.ndarray, scale: float) -> tuple[np.ndarray, ...]:
-    return scale * B.T @ G, scale * G @ A.T
+# ---------------------------------------------------------------- three factors
+
+_THREE = ("the gradient of B", "the gradient of M", "the gradient of A")
+
+
+def _three_factors(d_out: int, d_in: int, r: int, scale: float) -> tuple[Any, ...]:
+    """G, B, M, A and the scale."""
+    G, A, B = _factors(d_out, d_in, r)
+    M = np.random.default_rng(40).normal(size=(r, r))
+    return G, B, M, A, scale
+
+
+def _gradients(G: Any, B: Any, M: Any, A: Any, scale: float) -> tuple[np.ndarray, ...]:
+    return scale * G @ (M @ A).T, scale * B.T @ G @ A.T, scale * (B @ M).T @ G
 
 
 def _first_wrong(found: Any, *case: Any) -> tuple[str, np.ndarray, np.ndarray]:
-    """Of the two gradients, the first that is wrong: its name, what was found, what is right."""
-    parts = zip("AB", map(np.asarray, found), _gradients(*case), strict=True)
+    """Of the three gradients, the first that is wrong: its name, what was found, what is right."""
+    parts = zip(_THREE, map(np.asarray, found), _gradients(*case), strict=True)
     return next(part for part in parts if not close(*part[1:]))
 
 
 def _times(factor: float, says: str) -> Mistake:
-    """A gradient that is the right one times a factor; s is 3 in the case."""
+    """A gradient that is the right one times a factor; s is 3 in the first case."""
     return Mistake(
         lambda *case: tuple(factor * part for part in _gradients(*case)),
-        lambda found, *case: f"the gradient of {_first_wrong(found, *case)[0]} {says}",
+        lambda found, *case: f"{_first_wrong(found, *case)[0]} {says}",
         when=lambda found, *case: close(
             _first_wrong(found, *case)[1], factor * _first_wrong(found, *case)[2]
         ),
     )
 
 
-check_lora_gradients = Exercise(
-    asks="G (d_out, d_in), A (r, d_in), B (d_out, r), scale → the gradients of A and of B.",
-    cases=[(*_factors(5, 7, 2), 3.0)],
+check_three_factors = Exercise(
+    asks="G (d_out, d_in), B (d_out, r), M (r, r), A (r, d_in), scale → the gradients of B, M, A.",
+    cases=[_three_factors(5, 7, 2, 3.0), _three_factors(4, 3, 3, 0.5)],
     right=_gradients,
     mistakes=[
         Mistake(
-            lambda *case: _gradients(*case)[0],
-            "return two arrays: the gradient of A and the gradient of B",
-            when=lambda found, *case: not _is_pair(found),
+            lambda *case: _gradients(*case)[:2],
+            "return three arrays: the gradients of B, of M and of A",
+            when=lambda found, *case: not isinstance(found, (tuple, list)) or len(found) != 3,
         ),
         Mistake(
             lambda *case: _gradients(*case)[::-1],
-            "the gradient of A comes first: it has the shape of A, (r, d_in)",
-            when=lambda found, G, A, B, scale: _shapes(found) == _shapes([B, A]),
+            "the gradient of B comes first and that of A last; each has the shape of its matrix",
+            when=lambda found, G, B, M, A, scale: (
+                G.shape != M.shape and _shapes(found) == _shapes([A, M, B])
+            ),
         ),
         Mistake(
-            lambda G, A, B, scale: (A @ G.T, G @ A.T),
+            lambda G, B, M, A, scale: (scale * G @ A.T, scale * B.T @ G @ A.T, scale * B.T @ G),
+            "the gradients of B and of A are those of ΔW = sBA: M is missing. B is multiplied by "
+            "MA, and A by BM",
+        ),
+        Mistake(
+            lambda G, B, M, A, scale: (
+                scale * G @ A.T @ M,
+                scale * B.T @ G @ A.T,
+                scale * M @ B.T @ G,
+            ),
+            "M is the wrong way round in the gradients of B and of A: what B is multiplied by is "
+            "MA, and its transpose is AᵀMᵀ",
+        ),
+        Mistake(
+            lambda G, B, M, A, scale: (
+                scale * G @ (M @ A).T,
+                scale * A @ G.T @ B,
+                scale * (B @ M).T @ G,
+            ),
+            "the gradient of M lies on its side: entry (i, k) of M meets column i of B and row k "
+            "of A",
+        ),
+        Mistake(
+            lambda G, B, M, A, scale: (A @ G.T, G, G @ A.T),
             lambda found, *case: (
-                "the gradient of {0} must have the shape of {0}, {2.shape}, but has {1.shape}: "
-                "which of the factors meets G, and which is transposed?"
+                "{0} must have the shape {2.shape} of its matrix, but has {1.shape}: what stands "
+                "before the matrix in the product, what behind it, and which is transposed?"
             ).format(*_first_wrong(found, *case)),
             when=lambda found, *case: len({a.shape for a in _first_wrong(found, *case)[1:]}) == 2,
         ),
-        _times(1 / 3, "lacks the factor s: ΔW = s·B·A, so the chain rule brings it in"),
+        _times(1 / 3, "lacks the factor s: ΔW = s·B·M·A, so the chain rule brings it in"),
         _times(3, "has the factor s twice; G is ∂L/∂W and knows nothing of s"),
         _times(-1, "has the wrong sign; it points uphill, and a step subtracts it"),
     ],
     otherwise=lambda found, *case: (
-        f"the gradient of {_first_wrong(found, *case)[0]} is not right: A sees G through B, and B "
-        "sees it through A"
+        f"{_first_wrong(found, *case)[0]} is not right: transpose what stands before the matrix in "
+        "sBMA and put it before G, and what stands behind it behind G"
     ),
-    passed="each factor sees the full gradient through the other one",
-    parts=("the gradient of A", "the gradient of B"),
+    passed="each factor meets G through the others; at B = 0 only the gradient of B is not zero",
+    parts=_THREE,
 )
 
 
-def _floor(D: np.ndarray, r: int) -> float:
-    return float((np.linalg.svd(D, compute_uv=False)[r:] ** 2).sum())
+# ---------------------------------------------------------------- where the ground is level
 
 
-check_floor = Exercise(
-    asks="D (m, n), r → the smallest loss that an update of rank r can reach.",
-    cases=[(_factors(6, 5, 2)[0], r) for r in (1, 0, 3, 5)],
-    right=_floor,
+def _weighted_values(D: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """The singular values of D Σ^½, Σ being the second moments of the rows of X."""
+    return np.linalg.svd(X @ D.T / np.sqrt(len(X)), compute_uv=False)
+
+
+def _left_over(values: np.ndarray, counts: Iterable[int]) -> list[float]:
+    """The sum of squares that is left, for each choice of that many values; sorted."""
+    squares = values**2
+    places = range(len(squares))
+    kept = [list(k) for count in counts for k in combinations(places, count)]
+    return sorted(float(np.delete(squares, k).sum()) for k in kept)
+
+
+def _levels(D: np.ndarray, X: np.ndarray, r: int) -> list[float]:
+    return _left_over(_weighted_values(D, X), range(r + 1))
+
+
+def _inputs(m: int, d: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """A change D (m, d) and inputs X (n, d), of unequal sizes and with a mean."""
+    rng = np.random.default_rng(44)
+    return rng.normal(size=(m, d)), rng.normal(size=(n, d)) * [5, 2, 1, 0.5, 0.1][:d] + 1.0
+
+
+#: Singular values 5, 4 and 3 on inputs with Σ = I: leaving out 5 costs as much as 4 and 3.
+_TIE = (np.diag([5.0, 4.0, 3.0, 0.0])[:3], 2 * np.eye(4))
+
+check_level_losses = Exercise(
+    asks="D (m, d), inputs X (n, d), r → the losses of all level places, from small to large.",
+    cases=[
+        (*_inputs(4, 4, 30), 2),
+        (*_inputs(4, 4, 30), 0),
+        (*_inputs(4, 4, 30), 4),
+        (*_inputs(3, 5, 20), 1),
+        (*_TIE, 2),
+        (*_TIE, 5),
+    ],
+    right=_levels,
     mistakes=[
         Mistake(
-            lambda D, r: np.linalg.svd(D, compute_uv=False)[r:].sum(),
+            lambda D, X, r: _levels(D, X, r)[0],
+            "you returned one loss, the floor; the slopes vanish at other places too, and their "
+            "losses are asked for as well",
+            when=lambda found, D, X, r: np.ndim(found) == 0,
+        ),
+        Mistake(
+            lambda D, X, r: _left_over(_weighted_values(D, X), [min(r, len(D))]),
+            "you kept exactly r pieces each time. An update of rank r may hold fewer: with both "
+            "factors at zero it holds none, and both gradients vanish",
+        ),
+        Mistake(
+            lambda D, X, r: _left_over(_weighted_values(D, X), range(r)),
+            "you kept fewer than r pieces each time; r pieces fit",
+        ),
+        Mistake(
+            lambda D, X, r: sorted(
+                float((_weighted_values(D, X)[k:] ** 2).sum()) for k in range(min(r, len(D)) + 1)
+            ),
+            "you kept the largest pieces only. The slopes vanish for every choice, pieces 1 and 3 "
+            "as well as 1 and 2",
+        ),
+        Mistake(
+            lambda D, X, r: sorted(_levels(D, X, len(D))[-1] - loss for loss in _levels(D, X, r)),
+            "you added up the pieces that are kept; the loss is what the others leave over",
+        ),
+        Mistake(
+            lambda D, X, r: _left_over(np.sqrt(_weighted_values(D, X)), range(r + 1)),
             "you added up the singular values that are left; the loss is a squared norm, so square "
             "them",
         ),
         Mistake(
-            lambda D, r: np.sqrt(_floor(D, r)),
-            "you returned the Frobenius norm; the loss is its square",
+            lambda D, X, r: [loss**0.5 for loss in _levels(D, X, r)],
+            "you returned Frobenius norms; the loss is the square",
         ),
         Mistake(
-            lambda D, r: _floor(D, 0) - _floor(D, r),
-            "you added up what rank r captures; the floor is what it leaves over",
+            lambda D, X, r: _left_over(np.linalg.svd(D, compute_uv=False), range(r + 1)),
+            "you did not use X: these are the level places for inputs that are noise",
         ),
         Mistake(
-            lambda D, r: _floor(D, r) / _floor(D, 0),
-            "you divided by the squared norm of D: that is the share that rank r leaves over; the "
-            "loss is the sum itself",
-        ),
-        Mistake(
-            lambda D, r: _floor(D, r + 1),
-            "one singular value too many is gone: Python counts from 0, so the rest begins at s[r]",
-        ),
-        Mistake(
-            lambda D, r: _floor(D, r) - _floor(D, r + 1),
-            "you returned the square of the largest singular value that is left, which is the "
-            "error in the spectral norm; the Frobenius norm adds up all that are left",
-        ),
-    ],
-    otherwise="the floor is the sum of the squared singular values of D after the first r",
-    passed="the floor is what the truncated SVD leaves over",
-    parts="The floor",
-)
-
-
-def _inputs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A change D (6, 6) and inputs X (40, 6), of unequal sizes and with a mean."""
-    return rng.normal(size=(6, 6)), rng.normal(size=(40, 6)) * [5, 2, 1, 0.5, 0.1, 0.01] + 1.0
-
-
-def _sigma(X: np.ndarray) -> np.ndarray:
-    return X.T @ X / len(X)
-
-
-def _weighted_floor(D: np.ndarray, X: np.ndarray, r: int) -> float:
-    return _floor(X @ D.T, r) / len(X)
-
-
-def _cut_then_weighed(D: np.ndarray, X: np.ndarray, r: int) -> float:
-    U, s, Vt = np.linalg.svd(D)
-    return float(((X @ (U[:, r:] * s[r:] @ Vt[r:]).T) ** 2).sum()) / len(X)
-
-
-check_weighted_floor = Exercise(
-    asks="D (m, d), inputs X (n, d), r → the floor of the change D on the inputs.",
-    cases=[(*_inputs(np.random.default_rng(44)), r) for r in (1, 0, 2, 4)],
-    right=_weighted_floor,
-    mistakes=[
-        Mistake(
-            _cut_then_weighed,
-            "you cut the SVD of D itself and weighed what was left with the inputs: the grey curve "
-            "of the chapter, not the floor. Multiply D by Σ^½ first and cut then, for it is the "
-            "inputs that say which directions matter",
-        ),
-        Mistake(
-            lambda D, X, r: _floor(X @ D.T, r) / _floor(X @ D.T, 0),
-            "you divided by the error of the frozen layer: that is the share left over, which the "
-            "chapter draws; the loss is the average squared error itself",
-        ),
-        Mistake(
-            lambda D, X, r: _floor(D @ np.linalg.cholesky(_sigma(X)).T, r),
-            "the Cholesky factor is the wrong way round: Σ = L Lᵀ, and tr(DΣDᵀ) is the squared "
-            "norm of D L, not of D Lᵀ",
-        ),
-        Mistake(
-            lambda D, X, r: _floor(D, r),
-            "you did not use X: this is the floor for inputs that are noise",
-        ),
-        Mistake(
-            lambda D, X, r: _floor(X @ D.T, r),
+            lambda D, X, r: [loss * len(X) for loss in _levels(D, X, r)],
             "you added up the error over the inputs; the loss is the average, so divide X by √n",
         ),
         Mistake(
-            lambda D, X, r: _floor(X @ D.T / len(X), r),
+            lambda D, X, r: [loss / len(X) for loss in _levels(D, X, r)],
             "you divided by n before squaring; to average the squared error, divide X by √n",
         ),
         Mistake(
-            lambda D, X, r: _floor(D @ _sigma(X), r),
-            "you multiplied D by Σ; the loss has Σ once and squares, so D meets its square root",
-        ),
-        Mistake(
-            lambda D, X, r: _weighted_floor(D, X - X.mean(0), r),
+            lambda D, X, r: _levels(D, X - X.mean(0), r),
             "you took the mean of the inputs away; the layer gets the inputs as they are",
         ),
         Mistake(
-            lambda D, X, r: _weighted_floor(D.T, X, r),
-            "D is transposed: inputs are rows of X, so the outputs of the change are X @ D.T",
+            lambda D, X, r: _left_over(
+                np.linalg.svd(D @ (X.T @ X / len(X)), compute_uv=False), range(r + 1)
+            ),
+            "you multiplied D by Σ; the loss has Σ once and squares, so D meets its square root",
+        ),
+        Mistake(
+            lambda D, X, r: _levels(D, X, r)[::-1],
+            "the losses are right, and the order is not: from small to large",
+        ),
+        Mistake(
+            lambda D, X, r: sorted(set(np.round(_levels(D, X, r), 9).tolist())),
+            "one loss for each choice of pieces: two places of the same height are two places",
         ),
     ],
-    otherwise="use the singular values of D Σ^½, which are those of X @ D.T / √n, after the first "
-    "r",
-    passed="what counts are singular values of the change as inputs see it",
-    parts="The floor",
+    otherwise="keep 0, 1, … r of the singular values of X @ D.T / √n, in every way there is, and "
+    "add up the squares of the others",
+    passed="many level places, and all but the lowest are saddles",
+    parts="The list of losses",
 )
+
+
+# ---------------------------------------------------------------- the same update, balanced
 
 
 def _balance(
@@ -219,17 +259,23 @@ def _product_and_gap(found: Any) -> tuple[np.ndarray, np.ndarray]:
     return B @ A, B.T @ B - A @ A.T
 
 
-_UNEQUAL = "BᵀB and AAᵀ still differ; equal norms are not enough, the matrices must be equal"
+def _equal_norms(B: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, ...]:
+    ratio = float(norm(A) / np.fmax(norm(B), 1e-12)) ** 0.5
+    return B * ratio, A / ratio
 
-check_balance = Exercise(
+
+_UNEQUAL = "BᵀB and AAᵀ still differ; equal norms are not enough, the matrices must be equal"
+_G, _A, _B = _factors(8, 6, 3)
+
+BALANCE = Exercise(
     asks="B (m, r), A (r, n) → factors with the same product and BᵀB = AAᵀ.",
-    cases=[(_factors(8, 6, 3)[2], 10 * _factors(8, 6, 3)[1])],
+    cases=[(_B, 10 * _A), (np.arange(5.0)[:, None], np.ones((1, 7))), (0 * _B, _A)],
     right=_balance,
     mistakes=[
         Mistake(
             lambda B, A: B @ A,
             "return the new B and the new A",
-            when=lambda found, B, A: not _is_pair(found),
+            when=lambda found, B, A: not isinstance(found, (tuple, list)) or len(found) != 2,
         ),
         Mistake(
             lambda B, A: _balance(B, A)[::-1],
@@ -255,13 +301,17 @@ check_balance = Exercise(
             "one factor has all the singular values and the other none; give each their square "
             "roots",
             when=lambda found, B, A: any(
-                close(F.T @ F, np.eye(3)) for F in (np.asarray(found[0]), np.transpose(found[1]))
+                close(F.T @ F, np.eye(len(A)))
+                for F in (np.asarray(found[0]), np.transpose(found[1]))
             ),
         ),
         Mistake(
-            lambda B, A: (B * np.sqrt(norm(A) / norm(B)), A * np.sqrt(norm(B) / norm(A))),
-            _UNEQUAL,
+            lambda B, A: (B, A) if not B.any() else _balance(B, A),
+            "with B at zero, as at LoRA's start, the product is zero, and only a pair of zeros is "
+            "balanced",
+            when=lambda found, B, A: not B.any(),
         ),
+        Mistake(_equal_norms, _UNEQUAL),
     ],
     otherwise=_UNEQUAL,
     passed="one product, and the pair of factors that shares it evenly",
@@ -273,31 +323,118 @@ check_balance = Exercise(
 )
 
 
-def check_many_examples(function: Function) -> None:
-    """``function(r)`` gives the tuned errors of rank r with 768 examples, one a draw."""
-    answers = {r: call(function, r) for r in (4, 6, 12, 48)}
-    if not_attempted(answers[4]):
-        return
-    errors = {r: np.asarray(answer, float) for r, answer in answers.items()}
-    for r, error in errors.items():
-        require(
-            error.ndim == 1 and len(error) >= 3,
-            f"rank {r}: return one error for each draw of the data, not {error.shape}",
-        )
-    means = {r: float(error.mean()) for r, error in errors.items()}
-    require(
-        means[48] < 2,
-        f"at rank 48 the error is {means[48]:.1f}, as with 96 examples: draw the training data "
-        "again with n=768, and leave the validation data as they are",
-    )
-    require(
-        means[48] < 0.67,
-        f"at rank 48 the error is {means[48]:.2f}, as after the last step at a fixed learning "
-        "rate: return the tuned errors, the second of the two that few_examples gives",
-    )
-    require(
-        means[6] == min(means.values()),
-        "rank 6 should be best: 768 examples can carry all six directions. Does your function "
-        "train at the rank it is given?",
-    )
-    passed("with more examples the best rank moves to the true one")
+def check_balance(function: Function) -> None:
+    """A table, and a look at what was decomposed: a large matrix gives the same result."""
+    libraries = [np.linalg, torch.linalg]
+    if importlib.util.find_spec("scipy"):
+        libraries.append(importlib.import_module("scipy.linalg"))
+    spies: list[mock.Mock] = []
+
+    def watched(*case: Any) -> Any:
+        with ExitStack() as stack:
+            for library in libraries:
+                for name in ("svd", "eig", "eigh", "qr"):
+                    spy = mock.patch.object(library, name, wraps=getattr(library, name))
+                    spies.append(stack.enter_context(spy))
+            return function(*case)
+
+    found: list[Any] = []
+    if BALANCE.judge(watched, found) is None and found[0] is not None:
+        r = max(len(A) for _, A in BALANCE.cases)
+        for used in (used for spy in spies for used in spy.call_args_list):
+            shape = tuple(np.shape([*used.args, *used.kwargs.values()][0]))
+            require(
+                min(shape) <= r,
+                f"the result is right, but you decomposed a matrix of shape {shape}, larger than r "
+                "on its shorter side: a product of the size of the weight. Decompose the small "
+                "matrix that is left when np.linalg.qr has taken B and Aᵀ apart",
+            )
+    BALANCE(function)
+
+
+# ---------------------------------------------------------------- predict, then run
+
+_SIZES = np.array([1.6, 1.3, 1.0, 0.8, 0.6, 0.4])
+
+
+def _worth_learning(
+    sizes: np.ndarray,
+    n: int,
+    noise: float,
+    d: int,
+    cut: float = 3**0.5,
+    powers: tuple[float, float, float] = (1, 0.5, 0.5),
+) -> int:
+    """How many sizes exceed the cut; ``powers`` are those of noise, 1/n and d in the unit."""
+    of_noise, of_n, of_d = powers
+    return int((np.asarray(sizes) > cut * noise**of_noise / n**of_n * d**of_d).sum())
+
+
+check_predicted_rank = Exercise(
+    asks="sizes (k,), n examples, noise, side d → how many pieces are worth learning.",
+    cases=[
+        (_SIZES, 96, 0.5, 48),
+        (_SIZES, 192, 0.5, 48),
+        (_SIZES, 768, 0.5, 48),
+        (_SIZES, 96, 1.0, 48),
+        (_SIZES, 24, 0.5, 48),
+        (_SIZES, 96, 0.5, 12),
+        (_SIZES, 96, 5.0, 48),
+        (10 * np.append(_SIZES, 0.2), 96, 5.0, 48),
+    ],
+    right=_worth_learning,
+    mistakes=[
+        Mistake(
+            partial(_worth_learning, cut=4 / 3**0.5),
+            "you compared with 4/√3. That is the cut for a size that is seen in a noisy table; "
+            "these are the true sizes, and theirs is √3",
+        ),
+        Mistake(
+            partial(_worth_learning, cut=1),
+            "you counted the pieces that can be seen, from 1 on. Between 1 and √3 a piece can be "
+            "seen, and learning it does more harm than good",
+        ),
+        Mistake(
+            partial(_worth_learning, cut=2),
+            "you compared with 2, where the singular values of the noise end; the true size of a "
+            "piece is compared with √3",
+        ),
+        Mistake(
+            partial(_worth_learning, cut=3),
+            "you compared with 3: that is the square of the size from which a piece is worth "
+            "learning",
+        ),
+        Mistake(
+            partial(_worth_learning, powers=(1, 0.5, 0)),
+            "the side is missing: white noise of standard deviation ν has singular values of the "
+            "size of ν√d",
+        ),
+        Mistake(
+            partial(_worth_learning, powers=(1, 0, 0.5)),
+            "the number of examples is missing: averaging over n examples divides the noise by √n",
+        ),
+        Mistake(
+            partial(_worth_learning, powers=(1, 1, 0.5)),
+            "you divided the noise by n; averaging over n examples divides its standard deviation "
+            "by √n",
+        ),
+        Mistake(
+            partial(_worth_learning, powers=(1, 0.5, 1)),
+            "you multiplied by the side d; the singular values of noise grow with √d",
+        ),
+        Mistake(
+            partial(_worth_learning, powers=(2, 0.5, 0.5)),
+            "you squared the noise; it is given as a standard deviation, as the cut needs it",
+        ),
+        Mistake(
+            lambda sizes, n, noise, d: len(sizes),
+            "that is the true rank. Count only the pieces that stand out of the noise enough",
+        ),
+    ],
+    otherwise=lambda found, sizes, n, noise, d: (
+        f"with n = {n}, noise {noise} and side {d} the unit ν√d is {noise / n**0.5 * d**0.5:.3f}; "
+        f"count the sizes above √3 of it; found {found}"
+    ),
+    passed="the noise says beforehand which rank will be best",
+    parts="The number of pieces",
+)

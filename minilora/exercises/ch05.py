@@ -1,13 +1,14 @@
-"""Checks of chapter 5: attention, its mask, the loss, and what a block holds."""
+"""Checks of chapter 5: where attention looks, its mask, the loss, and what a block holds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minilora.exercises.tools import Exercise, Function, Mistake, close
+from minilora.exercises.tools import Exercise, Function, Mistake, close, misshapen
 
 Array = np.ndarray
 
@@ -23,6 +24,13 @@ def _softmax(scores: Array, axis: Any = -1) -> Array:
     return powers / powers.sum(axis=axis, keepdims=True)
 
 
+def _told_where(here: Callable[..., bool], answer: Function, says: str) -> Mistake:
+    """A mistake told by the cases where ``here`` holds; what the others ask comes after it."""
+    return Mistake(
+        answer, says, when=lambda found, *case: here(*case) and close(found, answer(*case))
+    )
+
+
 def _scores(Q: Array, K: Array, divisor: float | None = None) -> Array:
     return Q @ K.swapaxes(-1, -2) / (Q.shape[-1] ** 0.5 if divisor is None else divisor)
 
@@ -31,73 +39,163 @@ def _attention(Q: Array, K: Array, V: Array, divisor: Any = None, axis: Any = -1
     return _softmax(_scores(Q, K, divisor), axis) @ V
 
 
-check_attention = Exercise(
-    asks="Q (T, d), K (T, d), V (T, d_v) → softmax(QKᵀ / √d) V, softmax along the rows: (T, d_v).",
-    cases=[_draw(0, (4, 9), (4, 9), (4, 3)), _draw(1, (5, 5), (5, 5), (5, 5))],
-    right=_attention,
+def _looks_back(n: int, extra: float = 1.0) -> tuple[Array, Array]:
+    """Keys are the tokens; each query is the token before, long enough for shares of 0.99."""
+    before = np.eye(n, k=-1)
+    before[0, 0] = 1
+    return np.sqrt(n) * (np.log(99 * (n - 1)) + extra) * before.T, np.eye(n)
+
+
+def _shares_of(found: Any) -> Array:
+    """Who looks at whom when token i is row i of the identity: (n, n)."""
+    W_q, W_k = (np.asarray(W, dtype=float) for W in found)
+    with np.errstate(all="ignore"):
+        return _softmax(_scores(W_q.T, W_k.T))
+
+
+def _share_at(found: Any, step: int) -> Array:
+    """What each token but the first gives to the one ``step`` places on."""
+    shares = _shares_of(found)
+    places = np.clip(np.arange(len(shares)) + step, 0, len(shares) - 1)
+    return shares[np.arange(len(shares)), places]
+
+
+def _least(shares: Array) -> float:
+    return float(shares.min())
+
+
+def _is_pair(found: Any, n: int) -> bool:
+    return not misshapen(found, _looks_back(n), _MATRICES)
+
+
+_MATRICES = ("W_q", "W_k")
+
+check_look_back = Exercise(
+    asks="n → W_q, W_k, both (n, n): token i gives at least 0.99 to token i − 1, the first to "
+    "itself.",
+    cases=[(5,), (12,)],
+    right=_looks_back,
     mistakes=[
         Mistake(
-            lambda Q, K, V: _softmax(Q @ K) @ V,
-            lambda error, Q, K, V: (
-                f"Your shapes do not fit ({error}). Queries and keys are rows, so the table of "
-                "scores, one row for each token that looks, is Q Kᵀ."
+            lambda n: (np.full((n, n), np.inf), np.eye(n)),
+            "Your scores hold NaN. Scores of some tens are enough for a share of 0.99; infinite "
+            "ones cannot be multiplied by zero.",
+            when=lambda found, n: _is_pair(found, n) and not np.isfinite(_shares_of(found)).all(),
+        ),
+        Mistake(
+            lambda n: (_looks_back(n)[0].T, np.eye(n)),
+            "Your tokens look at the one *after* them. The queries are X W_qᵀ, so that the query "
+            "of token i is column i of W_q.",
+            when=lambda found, n: _is_pair(found, n) and _least(_share_at(found, 1)[1:-1]) > 0.5,
+        ),
+        Mistake(
+            lambda n: (10 * n * np.eye(n), np.eye(n)),
+            "Your tokens look at themselves. The query of token i must be like the key of token "
+            "i − 1.",
+            when=lambda found, n: _is_pair(found, n) and _least(_share_at(found, 0)) > 0.5,
+        ),
+        Mistake(
+            lambda n: (_looks_back(n)[0] / np.sqrt(n), np.eye(n)),
+            lambda found, n: (
+                f"The right places, with a share of {_share_at(found, -1).min():.3f} at least. The "
+                "scores are divided by √n: make them larger by that factor, and larger than "
+                "log(99 (n − 1)) after it."
             ),
-            raises=ValueError,
+            when=lambda found, n: (
+                _is_pair(found, n)
+                and (_shares_of(found).argmax(1) == np.maximum(np.arange(n) - 1, 0)).all()
+                and (_share_at(found, -1) > 1.05 / n).all()
+            ),
         ),
         Mistake(
-            lambda Q, K, V: _softmax(_scores(Q, K)),
-            "You return the shares. What a token receives is the mean of the values with these "
-            "shares: multiply by V.",
-        ),
-        Mistake(
-            partial(_attention, axis=0),
-            "Your softmax runs down the columns. Each token that looks is a row and has one unit "
-            "of attention to give, so it is the rows that must add up to 1.",
-        ),
-        Mistake(
-            partial(_attention, axis=(0, 1)),
-            "Your softmax runs over the whole table, so that all tokens together have one unit "
-            "of attention. Each row must add up to 1.",
-        ),
-        Mistake(
-            partial(_attention, divisor=1),
-            "The division by √d is missing: without it scores grow with the length of the lists, "
-            "and the softmax ends up on one token.",
-        ),
-        Mistake(
-            lambda Q, K, V: _attention(Q, K, V, Q.shape[1]),
-            "You divide by d. The variance of a score is d, its size is √d: divide by the root.",
-        ),
-        Mistake(
-            lambda Q, K, V: _attention(Q, K, V, 1) / Q.shape[1] ** 0.5,
-            "You divide by √d after the softmax. The scores are what is too large: divide them, "
-            "or the shares no longer add up to 1.",
-        ),
-        Mistake(
-            lambda Q, K, V: _attention(Q, K, V, len(Q) ** 0.5),
-            "You divide by the root of the number of tokens. d is the length of a query.",
-        ),
-        Mistake(
-            lambda Q, K, V: _attention(Q, K, V, V.shape[1] ** 0.5),
-            "You divide by the root of the length of a value. d is the length of a query.",
-        ),
-        Mistake(
-            lambda Q, K, V: _attention(K, Q, V),
-            "Keys and queries are exchanged: K Qᵀ is the transpose of Q Kᵀ. The rows belong to "
-            "the tokens that look, that is, to the queries.",
-        ),
-        Mistake(
-            lambda Q, K, V: _scores(Q, K) @ V,
-            "The softmax is missing: scores may be negative, and do not add up to 1.",
-        ),
-        Mistake(
-            lambda Q, K, V: np.exp(_scores(Q, K)) @ V,
-            "You raise e to the scores, but do not divide by the sum along each row.",
+            lambda n: (np.sqrt(n) * 20 * np.eye(n, k=1), np.eye(n)),
+            "All tokens but the first look where they should. The first has none before it, and "
+            "must look at itself.",
+            when=lambda found, n: _is_pair(found, n) and _least(_share_at(found, -1)[1:]) >= 0.99,
         ),
     ],
-    otherwise="The shape is right, the numbers are not: softmax(Q Kᵀ / √d) V is wanted.",
-    passed="each row is a mean of the values, with shares that add up to 1.",
-    parts="The result",
+    otherwise="Token i must give at least 0.99 of its attention to token i − 1. With the tokens "
+    "as rows of the identity, the scores are W_qᵀ W_k / √n.",
+    passed="two matrices settle who looks where, whatever stands in the tokens' values.",
+    parts=_MATRICES,
+    same=lambda found, right: (
+        not misshapen(found, right, _MATRICES) and bool((_share_at(found, -1) >= 0.99).all())
+    ),
+)
+
+
+def _entropy(counts: Array, weight: Any = None) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-((p if weight is None else weight) * np.log(p)).sum())
+
+
+_all_occur = partial(_told_where, np.all)
+
+check_loss_without_looking = Exercise(
+    asks="counts of the classes (k,) → the smallest log loss of a model that sees no picture.",
+    cases=[
+        (np.array([10.0, 30.0, 60.0]),),
+        (np.full(10, 25.0),),
+        (np.array([5.0, 0.0, 15.0]),),
+    ],
+    right=_entropy,
+    mistakes=[
+        _all_occur(
+            lambda counts: np.log(len(counts)),
+            "That is the loss of one who gives every class the same probability. Where some "
+            "classes are more frequent, giving them more pays.",
+        ),
+        _all_occur(
+            lambda counts: -_entropy(counts),
+            "The minus sign is missing: a loss is positive.",
+        ),
+        _all_occur(
+            lambda counts: _entropy(counts) / np.log(2),
+            "Your logarithm has base 2. The loss of this book is in nats: the natural one.",
+        ),
+        _all_occur(
+            lambda counts: np.exp(_entropy(counts)),
+            "That is the number of classes that it amounts to. The loss is its logarithm.",
+        ),
+        _all_occur(
+            lambda counts: _entropy(counts, 1 / len(counts)),
+            "You averaged −log p over the classes. The mean is over the examples, so that a class "
+            "counts as often as it occurs.",
+        ),
+        _all_occur(
+            lambda counts: _entropy(counts, 1.0),
+            "You added −log p over the classes. The mean is over the examples, so that a class "
+            "counts as often as it occurs.",
+        ),
+        _all_occur(
+            lambda counts: -np.log(counts.max() / counts.sum()),
+            "That is −log of the largest share. Examples of the other classes pay more, and count.",
+        ),
+        _all_occur(
+            lambda counts: 1 - counts.max() / counts.sum(),
+            "That is the share of wrong answers. The log loss asks for the probability that each "
+            "right answer got.",
+        ),
+        Mistake(
+            lambda counts: _entropy(counts) if counts.all() else np.nan,
+            "With a class that never occurs you get NaN: 0 · log 0 is computed as 0 · (−∞). No "
+            "example pays for it, so leave it out.",
+            when=lambda found, counts: np.isnan(found),
+        ),
+        Mistake(
+            lambda counts: float(
+                -np.sum(counts / counts.sum() * np.log(counts / counts.sum() + 1))
+            ),
+            "Nothing is added inside the logarithm: leave out the classes that never occur "
+            "instead.",
+        ),
+    ],
+    otherwise=lambda found, counts: (
+        f"For the counts {counts.astype(int).tolist()} it is {_entropy(counts):.4f}; found {found}."
+    ),
+    passed="the entropy of the labels, which any model that looks must beat.",
+    parts="The loss",
+    same=lambda found, right: close(found, right) or str(found) == str(right) == "nan",
 )
 
 
@@ -216,81 +314,6 @@ check_cross_entropy = Exercise(
 )
 
 
-def _centred(x: Array, axis: Any = -1) -> Array:
-    return x - x.mean(axis=axis, keepdims=True)
-
-
-def _spread(x: Array, eps: float = 0, axis: Any = -1, ddof: int = 0) -> Array:
-    return np.sqrt(x.var(axis=axis, ddof=ddof, keepdims=True) + eps)
-
-
-def _norm(x: Array, weight: Any, bias: Any, eps: float, axis: Any = -1, ddof: int = 0) -> Array:
-    return _centred(x, axis) / _spread(x, eps, axis, ddof) * weight + bias
-
-
-_OVER_BATCH = (
-    "You average over the batch. Each token is normalised by its own numbers, the last axis, so "
-    "that no example has a part in another."
-)
-_OVER_TOKENS = (
-    "You average over the tokens of an example. Each token is normalised by itself, along the last "
-    "axis."
-)
-
-check_layer_norm = Exercise(
-    asks="x (n, T, d), weight (d,), bias (d,), eps → each token's numbers at mean 0, variance 1.",
-    cases=[(3 * _draw(2, (2, 3, 6))[0] + 1, *_draw(3, (6,), (6,)), 0.25)],
-    right=_norm,
-    mistakes=[
-        Mistake(partial(_norm, axis=0), _OVER_BATCH),
-        Mistake(partial(_norm, axis=(0, 1)), _OVER_BATCH),
-        Mistake(partial(_norm, axis=1), _OVER_TOKENS),
-        Mistake(partial(_norm, axis=(1, 2)), _OVER_TOKENS),
-        Mistake(
-            partial(_norm, axis=None),
-            "You take one mean over everything. Each token has its own: keep the last axis only.",
-        ),
-        Mistake(
-            partial(_norm, ddof=1),
-            "You divide the sum of squares by n − 1. Layer normalisation divides by n.",
-        ),
-        Mistake(
-            lambda x, w, b, eps: _centred(x) / _spread(x, eps) ** 2 * w + b,
-            "You divide by the variance. Divide by its root, the standard deviation.",
-        ),
-        Mistake(
-            lambda x, w, b, eps: _centred(x) / (_spread(x) + eps) * w + b,
-            "You add eps to the standard deviation. It belongs under the root, with the variance.",
-        ),
-        Mistake(
-            lambda x, w, b, eps: _norm(x, w, b, 0),
-            "eps is missing: a token of equal numbers would divide by zero.",
-        ),
-        Mistake(
-            lambda x, w, b, eps: x / _spread(x, eps) * w + b,
-            "The mean is still in: subtract it before you divide.",
-        ),
-        Mistake(
-            lambda x, w, b, eps: _norm(x, 1, b, eps),
-            "The weight is missing: one factor for each place.",
-        ),
-        Mistake(
-            lambda x, w, b, eps: _norm(x, w, 0, eps),
-            "The bias is missing: one number for each place.",
-        ),
-        Mistake(lambda x, w, b, eps: _norm(x, 1, 0, eps), "The weight and the bias are missing."),
-        Mistake(
-            lambda x, w, b, eps: _norm(x, b, w, eps),
-            "Weight and bias are exchanged: multiply by the weight, then add the bias.",
-        ),
-    ],
-    otherwise="The shape is right, the numbers are not: (x − mean) / √(variance + eps), times "
-    "weight, plus bias, along the last axis.",
-    passed="each token by itself, over its own numbers.",
-    parts="The result",
-)
-
-
 def _matrices(width: int, heads: int, factor: int) -> int:
     return (4 + 2 * factor) * width**2
 
@@ -383,6 +406,12 @@ def _causal(Q: Array, K: Array, V: Array) -> Array:
     return _softmax(_hidden(_scores(Q, K))) @ V
 
 
+def _whole_again(powers: Array) -> Array:
+    """Shares of what is left once later tokens are struck out."""
+    powers = np.tril(powers)
+    return powers / powers.sum(-1, keepdims=True)
+
+
 def _blind_first(Q: Array, K: Array, V: Array) -> Array:
     """Not even itself: the first row is hidden whole."""
     scores = _scores(Q, K)
@@ -392,7 +421,12 @@ def _blind_first(Q: Array, K: Array, V: Array) -> Array:
 
 check_causal_attention = Exercise(
     asks="Q, K, V, all (heads, T, d) → attention in which token i sees 0 … i: (heads, T, d).",
-    cases=[_draw(3, *[(2, 5, 3)] * 3), _draw(4, *[(3, 4, 4)] * 3)],
+    # In the last case scores reach some hundreds, and the largest of a row is often a hidden one.
+    cases=[
+        _draw(3, *[(2, 5, 3)] * 3),
+        _draw(4, *[(3, 4, 4)] * 3),
+        tuple(40 * part for part in _draw(5, *[(2, 4, 3)] * 3)),
+    ],
     right=_causal,
     mistakes=[
         Mistake(
@@ -408,7 +442,9 @@ check_causal_attention = Exercise(
             "Your result holds NaN. Either a row is hidden whole, and its softmax divides zero by "
             "zero: a token must at least see itself. Or you multiplied a mask by infinity, and 0 "
             "times infinity is no number: choose with np.where instead.",
-            when=lambda found, Q, K, V: np.shape(found) == V.shape and np.isnan(found).any(),
+            when=lambda found, Q, K, V: (
+                np.shape(found) == V.shape and np.isnan(found).any() and np.abs(Q).max() < 10
+            ),
         ),
         Mistake(_attention, "Nothing is hidden: this has no mask."),
         Mistake(
@@ -438,6 +474,13 @@ check_causal_attention = Exercise(
             lambda Q, K, V: _softmax(_hidden(_scores(Q, K)), axis=1) @ V,
             "Your softmax runs down the columns. Each token that looks is a row, and its shares "
             "must add up to 1.",
+        ),
+        Mistake(
+            lambda Q, K, V: _whole_again(np.exp(_scores(Q, K))) @ V,
+            "With scores of some hundreds your result holds NaN: e to such a power overflows, or, "
+            "where you subtract the largest score of a row and this one is hidden, all others are "
+            "rounded to zero. Hide first, with −∞, and subtract the largest of what is left.",
+            when=lambda found, Q, K, V: np.shape(found) == V.shape and np.isnan(found).any(),
         ),
     ],
     otherwise="The shape is right, the numbers are not: hide the scores of later tokens with −∞, "

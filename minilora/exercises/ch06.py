@@ -2,207 +2,189 @@
 
 from __future__ import annotations
 
-import copy
-from functools import cache, partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from minilora.exercises.tools import (
-    Exercise,
-    Function,
-    Mistake,
-    call,
-    close,
-    example,
-    is_numeric,
-    misshapen,
-    require,
+from minilora.exercises.tools import Exercise, Function, Mistake, example
+
+# --- what chance gives to the first piece -----------------------------------------------------
+
+
+def _first_share(m: int, n: int) -> float:
+    """(√m + √n)² of m n: the largest singular value of noise, squared, over the sum of squares."""
+    return (m**0.5 + n**0.5) ** 2 / (m * n)
+
+
+_SQUARE_ONLY = (
+    "this holds for a square matrix alone, whose largest singular value is about 2√n. For m by n "
+    "it is about √m + √n"
 )
 
-_size = np.linalg.norm
-
-
-def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
-    return float(_size(after - before) / _size(before))
-
-
-_SIZES_SUBTRACTED = (
-    "you subtracted the sizes; a matrix can change a great deal and keep its size. Subtract the "
-    "matrices first"
-)
-
-check_relative_change = Exercise(
-    asks="before, after (m, n) → ‖after − before‖ / ‖before‖, Frobenius norms.",
-    cases=[(np.array([[3.0, 0.0], [0.0, 4.0]]), np.array([[3.0, 3.0], [0.0, 2.0]]))],
-    right=_relative_change,
+check_first_share = Exercise(
+    asks="m, n → the share of the first piece of an m by n matrix of noise, by a formula.",
+    cases=[(48, 48), (192, 48), (48, 192), (10, 1000), (10**6, 10**4)],
+    right=_first_share,
     mistakes=[
         Mistake(
-            lambda before, after: _size(after - before),
-            "this is the size of the change by itself; divide by the size of the matrix before",
+            lambda m, n: 1 / min(m, n),
+            "this is the share if all pieces were of one size. In noise the first is the largest: "
+            "its size is about √m + √n",
         ),
         Mistake(
-            lambda before, after: _size(after - before) / _size(after),
-            "you divided by the size of the matrix after; the unit is the matrix before",
+            lambda m, n: (m**0.5 + n**0.5) / (m * n) ** 0.5,
+            "this is the first singular value over the root of the sum of squares; a share is the "
+            "square of that",
         ),
         Mistake(
-            lambda before, after: _relative_change(before, after) ** 2,
-            "you forgot the root: this is the ratio of the energies, not of the sizes",
+            lambda m, n: (m**0.5 + n**0.5) / (m * n),
+            "you divided a length by a sum of squares: square the first singular value",
         ),
-        Mistake(lambda before, after: _size(after) / _size(before) - 1, _SIZES_SUBTRACTED),
-        Mistake(lambda before, after: abs(_size(after) / _size(before) - 1), _SIZES_SUBTRACTED),
         Mistake(
-            lambda before, after: _size(after - before, 2) / _size(before, 2),
-            "you used the spectral norm; np.linalg.norm without a second argument is Frobenius",
+            lambda m, n: (m + n) / (m * n),
+            "(√m + √n)² is not m + n: the term 2√(mn) is missing, half of the answer for a square",
         ),
+        Mistake(
+            lambda m, n: (m**0.5 + n**0.5) ** 2,
+            "this is the first squared singular value; divide by the sum of all of them, which is "
+            "the sum of m n squared entries, each about 1",
+        ),
+        Mistake(
+            lambda m, n: (m**0.5 + n**0.5) ** 2 / (m + n),
+            "the sum of squares has m n terms and not m + n: every entry of the matrix counts",
+        ),
+        *(Mistake(lambda m, n, side=side: 4 / side(m, n), _SQUARE_ONLY) for side in (min, max)),
     ],
-    otherwise=lambda found, before, after: (
-        f"for the example it is {_relative_change(before, after):.4f}, not {found}"
+    otherwise=lambda found, m, n: (
+        f"for {m:,} by {n:,} the estimate is {_first_share(m, n):.5f}; found {found}. Use no "
+        "random numbers: a largest singular value of about √m + √n, and a sum of squares of "
+        "about m n"
     ),
-    passed="the size of the change, with the matrix before as the unit",
-    parts="The relative size",
+    passed="the estimate of what chance gives to the first piece, for a matrix of any shape",
+    parts="The share",
 )
+
+
+# --- the rank that holds a share --------------------------------------------------------------
+
+
+def _reached(X: np.ndarray, power: int = 2) -> np.ndarray:
+    """What no piece, one piece, two pieces … hold of the sum, before dividing: (k + 1,)."""
+    return np.append(0.0, (np.linalg.svd(X, compute_uv=False) ** power).cumsum())
 
 
 def _rank_for_share(X: np.ndarray, share: float, power: int = 2) -> int:
-    energy = np.linalg.svd(X, compute_uv=False) ** power
-    return int((energy.cumsum() / energy.sum() < share).sum()) + 1
+    reached = _reached(X, power)
+    return int(np.searchsorted(reached, share * reached[-1]))
+
+
+def _by_another_sum(X: np.ndarray, share: float) -> int:
+    """Right, but for dividing by a sum whose rounding differs from that of the running one."""
+    squares = np.linalg.svd(X, compute_uv=False) ** 2
+    return int((squares.cumsum() / squares.sum() < share).sum()) + 1 if X.any() else 0
+
+
+def _first_true(X: np.ndarray, share: float) -> int:
+    squares = np.linalg.svd(X, compute_uv=False) ** 2
+    return int(np.argmax(squares.cumsum() / squares.sum() >= share)) + 1 if X.any() else 0
+
+
+def _more_than(X: np.ndarray, share: float) -> int:
+    reached = _reached(X)
+    rank = int(np.searchsorted(reached, share * reached[-1], side="right"))
+    return min(rank, len(reached) - 1) if X.any() else 0
 
 
 _ONE_TOO_MANY = (
     "one too many each time: the share of the first entry of a cumulative sum is that of one "
-    "direction, not of none"
+    "piece, not of none"
 )
+_EQUAL = np.diag([2.0, 2.0, 2.0, 2.0])  # each piece holds a quarter, to the last bit
+
+
+def _whole(found: Any, X: np.ndarray, share: float) -> bool:
+    """Whether the case asks for everything, in a matrix that needs all its pieces."""
+    return share == 1 and min(X.shape) > 4
+
 
 check_rank_for_share = Exercise(
-    asks="X, share → the smallest rank that holds this share of the energy.",
-    # Singular values 8, 4, 2, 1: energies 64, 16, 4, 1 of 85.
-    cases=[(example(), share) for share in (0.5, 0.6, 0.9, 0.97, 0.995)],
+    asks="X, share → the smallest number of pieces that hold at least this share of the squares.",
+    cases=[
+        # Singular values 8, 4, 2, 1: squares 64, 16, 4, 1 of 85.
+        *((example(), share) for share in (0.5, 0.6, 0.9, 0.97, 0.995)),
+        (example().T, 0.9),
+        *((_EQUAL, share) for share in (0.25, 0.5, 1.0)),
+        (np.zeros((3, 2)), 0.9),
+        # Rounded differently, two sums of the same squares differ in about a third of such draws.
+        *((np.random.default_rng(seed).normal(size=(40, 30)), 1.0) for seed in range(16)),
+    ],
     right=_rank_for_share,
     mistakes=[
         Mistake(
             lambda X, share: share,
             lambda found, X, share: (
-                "return a whole number: how many directions it takes, not the share that they "
+                "return a whole number: how many pieces it takes, not the share that they "
                 f"hold. For a share of {share} the function gave {found}"
             ),
             when=lambda found, X, share: np.ndim(found) != 0 or found != np.floor(found),
         ),
         Mistake(
-            partial(_rank_for_share, power=1),
-            "you added the singular values; energy is their square. A sum that is not squared "
-            "gives small directions too much weight",
+            lambda X, share: _rank_for_share(X, share, power=1),
+            "you added the singular values; the share is one of their squares. A sum that is not "
+            "squared gives small pieces too much weight",
         ),
         Mistake(
             lambda X, share: _rank_for_share(X, share) - 1,
             "one too few each time: the entry of a cumulative sum with index i belongs to i + 1 "
-            "directions",
+            "pieces",
         ),
         Mistake(lambda X, share: _rank_for_share(X, share) + 1, _ONE_TOO_MANY),
-        Mistake(lambda X, share: min(_rank_for_share(X, share) + 1, 4), _ONE_TOO_MANY),
+        Mistake(lambda X, share: min(_rank_for_share(X, share) + 1, min(X.shape)), _ONE_TOO_MANY),
+        Mistake(
+            _more_than,
+            "'at least' includes equality: each of four equal pieces holds exactly a quarter, so "
+            "two hold a half, and you ask for a third",
+            when=lambda found, X, share: (
+                X.shape == (4, 4) and share < 1 and found == _rank_for_share(X, share) + 1
+            ),
+        ),
+        Mistake(
+            _first_true,
+            lambda found, X, share: (
+                f"to hold everything, a matrix with {min(X.shape)} pieces needs them all, and you "
+                f"found {found}. Two sums of the same numbers, added in another order, differ in "
+                "the last digit, so that the share may never reach 1, and np.argmax of a list "
+                "without a True is 0: divide by the last entry of the cumulative sum"
+            ),
+            when=lambda found, X, share: _whole(found, X, share) and found <= 1,
+        ),
+        Mistake(
+            _by_another_sum,
+            lambda found, X, share: (
+                f"you ask for {found} pieces of a matrix that has {min(X.shape)}. Two sums of the "
+                "same numbers, added in another order, differ in the last digit: divide by the "
+                "last entry of the cumulative sum"
+            ),
+            when=lambda found, X, share: _whole(found, X, share) and found > min(X.shape),
+        ),
+        Mistake(
+            lambda X, share: _rank_for_share(X, share) + (not X.any()),
+            "a matrix of zeros has nothing to hold, so no piece is needed: return 0 for it. A "
+            "share of nothing is 0 / 0, which NumPy turns into nan",
+            when=lambda found, X, share: not X.any(),
+        ),
     ],
     otherwise=lambda found, X, share: (
-        f"for singular values 8, 4, 2, 1 a share of {share} takes {_rank_for_share(X, share)} "
-        f"directions; found {found}"
+        f"for a matrix of shape {X.shape} a share of {share} takes {_rank_for_share(X, share)} "
+        f"pieces; found {found}"
     ),
-    passed="the smallest number of directions that holds the share",
+    passed="the smallest number of pieces that holds the share, at the edges too",
     parts="The rank",
 )
 
 
-def _cut(X: np.ndarray, keep: slice, power: int = 1) -> np.ndarray:
-    """The chosen directions of X."""
-    U, s, Vt = np.linalg.svd(X, full_matrices=False)
-    return (U[:, keep] * s[keep] ** power) @ Vt[keep]
-
-
-def _cut_with_columns(X: np.ndarray, r: int) -> np.ndarray:
-    U, s, Vt = np.linalg.svd(X, full_matrices=False)
-    return (U[:, :r] * s[:r]) @ Vt[:, :r].T
-
-
-def _each(rule: Function) -> Function:
-    """(before, after, r) → the new matrices, by a rule that gets W, its change and r."""
-    return lambda before, after, r: {n: rule(W, after[n] - W, r) for n, W in before.items()}
-
-
-_truncate_update = _each(lambda W, change, r: W + _cut(change, slice(r)))
-
-
-def _same_matrices(found: Any, right: Any) -> bool:
-    fits = isinstance(found, dict) and found.keys() == right.keys()
-    return fits and all(close(found[name], W) for name, W in right.items())
-
-
-def _which_is_wrong(found: dict[str, Any], *case: Any) -> str:
-    right = _truncate_update(*case)
-    name = next(name for name, W in right.items() if not close(found[name], W))
-    return misshapen(found[name], right[name], f"The new {name}") or f"the new {name} is not right"
-
-
-def _matrices(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {"q_proj": rng.normal(size=(5, 4)), "up_proj": rng.normal(size=(7, 4))}
-
-
-TRUNCATE_UPDATE = Exercise(
-    asks="before, after {name: matrix}, r → {name: W₀ plus the rank-r part of its change}.",
-    cases=[(_matrices(6), _matrices(7), 2)],
-    right=_truncate_update,
-    mistakes=[
-        Mistake(
-            lambda before, after, r: list(_truncate_update(before, after, r).values()),
-            "return a dictionary with the same keys as before",
-            when=lambda found, before, after, r: (
-                not isinstance(found, dict) or found.keys() != before.keys()
-            ),
-        ),
-        Mistake(
-            _each(lambda W, change, r: _cut(W + change, slice(r))),
-            "you truncated the weight after training. The weight has a spectrum that decays "
-            "slowly; it is the change that is nearly of low rank",
-        ),
-        Mistake(
-            _each(lambda W, change, r: _cut(change, slice(r))),
-            "this is the truncated change alone; add it to the weight before",
-        ),
-        Mistake(
-            _each(lambda W, change, r: W + change + _cut(change, slice(r))),
-            "you added the truncated change to the weight after; add it to the weight before",
-        ),
-        Mistake(
-            _each(lambda W, change, r: W + _cut(change, slice(r, None))),
-            "you kept the directions after the first r; keep the first r",
-        ),
-        Mistake(
-            _each(lambda W, change, r: W - _cut(change, slice(r))),
-            "the sign is wrong: the change is after − before",
-        ),
-        Mistake(
-            _each(lambda W, change, r: W + _cut_with_columns(change, r)),
-            "you took columns of the third factor. NumPy returns Vᵀ, whose rows are the right "
-            "singular vectors: take Vt[:r]",
-        ),
-        Mistake(
-            _each(lambda W, change, r: W + _cut(change, slice(r), power=0)),
-            "you left out the singular values: each direction has to have its own size",
-        ),
-    ],
-    otherwise=_which_is_wrong,
-    passed="the weight before, and the r largest directions of its change",
-    same=_same_matrices,
-)
-
-
-def check_truncate_update(function: Function) -> None:
-    """The exercise of the table, and the matrices that were given stay as they were."""
-    case = copy.deepcopy(TRUNCATE_UPDATE.cases[0])
-    call(function, *case)
-    require(
-        _same_matrices(case[0], TRUNCATE_UPDATE.cases[0][0]),
-        "you changed the matrices that you were given; work on new ones",
-    )
-    TRUNCATE_UPDATE(function)
+# --- what the truncated change costs ----------------------------------------------------------
 
 
 def _stored(count: Function) -> Function:
@@ -211,7 +193,7 @@ def _stored(count: Function) -> Function:
 
 
 _stored_numbers = _stored(lambda m, n, r: min(r * (m + n), m * n))
-_PRODUCT = "a direction costs a column and a row, m + n numbers, not m · n"
+_PRODUCT = "a piece costs a column and a row, m + n numbers, not m · n"
 _WITH_SINGULAR_VALUES = (
     "you count the r singular values as well; multiplied into one of the two factors they cost "
     "nothing"
@@ -244,68 +226,71 @@ check_stored_numbers = Exercise(
 )
 
 
-@cache
-def _chance_share(
-    m: int, n: int, r: int, power: int = 2, draw: str = "standard_normal", matrices: int = 0
-) -> float:
-    """The share of the first r directions, the mean over some random matrices."""
-    size = (matrices or 10_000 // (m + n), m, n)
-    s = np.linalg.svd(getattr(np.random.default_rng(66), draw)(size), compute_uv=False) ** power
-    return float((s[:, :r].sum(axis=1) / s.sum(axis=1)).mean())
+# --- the rank of a gradient -------------------------------------------------------------------
+
+_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+Ranks = Callable[[int, int], dict[str, int]]
 
 
-def _is_near(found: Any, right: float) -> bool:
-    return is_numeric(found) and np.ndim(found) == 0 and bool(abs(found - right) < 0.03)
+def _ranks(k: Function, v: Function, rest: Function = lambda T, h: 1) -> Ranks:
+    """(tokens, heads) → {kind: rank}, by a rule for the keys, the values, and the other four."""
+    return lambda T, h: {kind: {"k_proj": k, "v_proj": v}.get(kind, rest)(T, h) for kind in _KINDS}
 
 
-def _at_large(answer: Function, says: str) -> Mistake:
-    """A mistake told by large matrices alone, in which even a single one shows it."""
-    return Mistake(answer, says, lambda found, m, *nr: m > 40 and _is_near(found, answer(m, *nr)))
+gradient_ranks = _ranks(k=lambda T, h: min(h, T - 1), v=lambda T, h: min(h, T))
 
 
-check_chance_share = Exercise(
-    asks="m, n, r → the share of the energy that r directions hold in a random matrix, on average.",
-    # In one matrix of the large shapes the share is within 0.03 of the mean. In the small ones it
-    # scatters by 0.032 to 0.034, the mean of 20 by a fifth of that: the mean of 20 is within 0.03
-    # at every shape, and the share in a single matrix is not. They are many, and differ in n, since
-    # a function that seeds its generator gives one value for each, and like values for like shapes.
-    cases=[
-        *((48, 48, 8), (192, 48, 8)),
-        *((5, 6, 3), (39, 4, 2), (20, 5, 3), (23, 6, 3), (22, 7, 1), (18, 8, 1), (15, 9, 1)),
-        *((17, 10, 2), (16, 11, 2), (12, 12, 1), (14, 13, 2), (12, 14, 2), (12, 15, 3), (9, 16, 1)),
-        *((30, 5, 1), (38, 3, 2)),
-    ],
-    right=_chance_share,
+def _wrong_kind(found: dict[str, Any], T: int, h: int) -> str:
+    right = gradient_ranks(T, h)
+    if found.keys() != right.keys():
+        return f"return a dictionary with the keys {', '.join(_KINDS)}"
+    kind = next(kind for kind in _KINDS if found[kind] != right[kind])
+    return (
+        f"for {T} tokens and {h} heads the rank for {kind} is {right[kind]}, and you said "
+        f"{found[kind]}. Count the different errors e that its sum of outer products can hold"
+    )
+
+
+check_gradient_ranks = Exercise(
+    asks="tokens, heads → {matrix of the last block: the largest rank of its gradient}.",
+    # The reader's network; more heads than tokens; as many; one head; one token and nothing else.
+    cases=[(9, 4), (17, 4), (3, 4), (4, 4), (9, 1), (2, 8)],
+    right=gradient_ranks,
     mistakes=[
-        _at_large(
-            lambda m, n, r: r / min(m, n),
-            "this is r / 48, the share if all directions were equal. Sorted, the first ones are "
-            "the largest even in pure noise",
-        ),
-        _at_large(
-            partial(_chance_share, power=1), "you added the singular values; energy is their square"
-        ),
-        _at_large(
-            partial(_chance_share, draw="random"),
-            "your entries are all positive: their mean is one large direction by itself. Draw them "
-            "from a normal distribution around zero",
+        Mistake(
+            lambda T, h: 1,
+            f"return a dictionary with the keys {', '.join(_KINDS)}",
+            when=lambda found, T, h: not isinstance(found, dict) or found.keys() != set(_KINDS),
         ),
         Mistake(
-            lambda m, n, r: _chance_share(48, 48, r),
-            lambda found, m, n, r: (
-                f"for ({m}, {n}) and r = {r} it is about {_chance_share(m, n, r):.2f}, not {found}"
-            ),
-            when=lambda found, m, n, r: m > 40 and np.ndim(found) == 0,
+            _ranks(*(3 * [lambda T, h: T])),
+            "one outer product for each token is the bound for the blocks before the last. Behind "
+            "the last block only the class token is read: which tokens get an error at all there?",
         ),
         Mistake(
-            partial(_chance_share, matrices=1),
-            "this is the share in one matrix, or in very few, and hangs on which were drawn; "
-            "average over at least 20 matrices",
-            when=lambda found, m, n, r: np.ndim(found) == 0,
+            _ranks(*(3 * [lambda T, h: 1])),
+            "keys and values are made for every token, and the class token's query compares and "
+            "mixes them all: they get an error at every token, one for each head",
+        ),
+        Mistake(
+            _ranks(*(2 * [lambda T, h: T])),
+            "the errors of all tokens' values are multiples of one list of numbers in each head: "
+            "the heads bound the rank, too",
+            when=lambda found, T, h: h < T - 1 and found["v_proj"] == T and found["q_proj"] == 1,
+        ),
+        Mistake(
+            _ranks(*(2 * [lambda T, h: h])),
+            "with more heads than tokens the tokens are the bound: a sum of T outer products has "
+            "a rank of at most T",
+        ),
+        Mistake(
+            _ranks(*(2 * [lambda T, h: min(h, T)])),
+            "right but for the keys where heads are many. A number added to all scores changes "
+            "nothing behind a softmax, so in each head the errors of the scores add up to zero, "
+            "and T of them are only T − 1 independent ones",
         ),
     ],
-    otherwise="the share is one number",
-    passed="chance alone gives the first directions more than their part",
-    parts="The share",
-    same=_is_near,
+    otherwise=_wrong_kind,
+    passed="the ranks of one picture's gradients, from what each token is told",
+    same=lambda found, right: isinstance(found, dict) and found == right,
 )

@@ -22,6 +22,7 @@ from minilora.exercises.tools import (
 
 Array = np.ndarray
 Pair = tuple[Array, Array]
+Layers = list[tuple[int, int]]
 
 
 def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
@@ -29,73 +30,80 @@ def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(map(np.random.default_rng(seed).standard_normal, shapes))
 
 
-def _scaled(scale: Callable[[float, int], float]) -> Function:
-    """The layer, with a scale made of alpha and r."""
-    return lambda x, W0, b, A, B, alpha: x @ W0.T + b + scale(alpha, len(A)) * (x @ A.T @ B.T)
+def _moved(layers: Layers, r: int) -> tuple[int, int, int]:
+    in_A, in_B = (r * sum(widths) for widths in zip(*layers, strict=True))
+    return in_B, in_A + in_B, 0
 
 
-_lora_forward = _scaled(lambda alpha, r: alpha / r)
+def _counts(change: Callable[[int, int, int, int], Any]) -> Function:
+    """Three counts, from the numbers in A, in B and in the frozen weights, and the rank."""
 
-_ONE_PATH = (
-    "One of the two paths is missing: the output of the frozen layer, bias included, and the "
-    "update are added."
-)
+    def counts(layers: Layers, r: int) -> Any:
+        first, second, _ = _moved(layers, r)
+        return change(second - first, first, sum(m * n for m, n in layers), r)
 
-check_lora_forward = Exercise(
-    asks="x (n, d_in), W0, b, A, B, alpha → x W₀ᵀ + b + (alpha / r) x Aᵀ Bᵀ: (n, d_out).",
-    # First square, so that a pair on its side does not fail by its shape.
-    cases=[
-        (*_draw(0, (7, 5), (5, 5), (5,), (2, 5), (5, 2)), 3.0),
-        (*_draw(1, (7, 6), (4, 6), (4,), (3, 6), (4, 3)), 1.5),
-    ],
-    right=_lora_forward,
+    return counts
+
+
+check_moved_numbers = Exercise(
+    asks="layers [(d_in, d_out), …], r → (after one step, after two, of an early optimizer).",
+    # No sum of inputs is that of the outputs: a count of A is not one of B.
+    cases=[([(48, 192), (48, 48), (192, 64)], 4), ([(5, 3)], 2), ([(7, 9)] * 3, 1)],
+    right=_moved,
     mistakes=[
         Mistake(
-            lambda x, W0, b, A, B, alpha: W0 @ x + b + alpha / len(A) * B @ A @ x,
-            lambda error, *case: (
-                f"Your shapes do not fit ({error}). x holds examples as rows, so the formula for a "
-                "column, W0 x + B A x, becomes x W0ᵀ + x Aᵀ Bᵀ."
+            _counts(lambda A, B, W, r: (A + B, A + B, 0)),
+            "You let A move in the first step. While B is zero the gradient of A is zero, and "
+            "Adam moves nothing that has no gradient.",
+            when=lambda found, layers, r: found[0] == _moved(layers, r)[1],
+        ),
+        Mistake(
+            _counts(lambda A, B, W, r: (A, A + B, 0)),
+            "You let A move first and B later. It is B that begins at zero, so that A has no "
+            "gradient yet and B has one.",
+            when=lambda found, layers, r: found[0] == _moved(layers, r)[1] - _moved(layers, r)[0],
+        ),
+        Mistake(
+            _counts(lambda A, B, W, r: (B, B, 0)),
+            "You let A stand still for ever. After the first step B is no longer zero, and then A "
+            "has a gradient as well.",
+            when=lambda found, layers, r: found[0] == found[1] == _moved(layers, r)[0],
+        ),
+        Mistake(
+            _counts(lambda A, B, W, r: (B, A, 0)),
+            "In the second step B moves again: count the numbers that differ from the start, in A "
+            "and in B.",
+        ),
+        Mistake(
+            _counts(lambda A, B, W, r: (B, A + B, A + B)),
+            "An optimizer moves the parameters that it was given. Made before `add`, it holds "
+            "frozen ones only, and they have no gradient.",
+            when=lambda found, layers, r: (
+                tuple(found[:2]) == _moved(layers, r)[:2] and found[2] != 0
             ),
-            raises=ValueError,
         ),
         Mistake(
-            lambda *case: _lora_forward(*case).T,
-            "Your answer lies on its side: examples are rows, so it must have shape (n, d_out).",
-            when=lambda found, x, W0, *_: np.shape(found) == (len(W0), len(x)),
+            _counts(lambda A, B, W, r: (B // r, (A + B) // r, 0)),
+            "You leave the rank out: A has r rows and B has r columns.",
+            when=lambda found, layers, r: r > 1 and found[1] * r == _moved(layers, r)[1],
         ),
         Mistake(
-            _scaled(lambda alpha, r: 1),
-            "The scale is missing: the update counts alpha / r times, and r is the number of rows "
-            "of A.",
+            _counts(lambda A, B, W, r: (W, W, 0)),
+            "You count the frozen weights, which do not move.",
+            when=lambda found, layers, r: found[0] == sum(m * n for m, n in layers),
         ),
         Mistake(
-            _scaled(lambda alpha, r: alpha),
-            "You multiply by alpha. The paper and PEFT divide it by the rank: alpha / r.",
-        ),
-        Mistake(
-            _scaled(lambda alpha, r: alpha / r**0.5),
-            "You divide alpha by the square root of r. That is rsLoRA; this chapter divides by r.",
-        ),
-        Mistake(_scaled(lambda alpha, r: 0), _ONE_PATH),
-        Mistake(lambda x, W0, b, *rest: _lora_forward(x, 0 * W0, 0, *rest), _ONE_PATH),
-        Mistake(
-            lambda x, W0, b, *rest: _lora_forward(x, W0, 0, *rest),
-            "The bias of the frozen layer is missing.",
-        ),
-        Mistake(
-            lambda x, W0, b, A, B, alpha: _lora_forward(x, W0, b, B.T, A.T, alpha),
-            "The update lies on its side: you computed x B A. For a row x the input meets A "
-            "first: x Aᵀ Bᵀ.",
-        ),
-        Mistake(
-            lambda x, W0, *rest: _lora_forward(x, W0.T, *rest),
-            "The frozen weight lies on its side: W0 has shape (d_out, d_in), so a row x meets "
-            "its transpose.",
+            lambda layers, r: _moved(layers[:1], r),
+            "You count a single layer. Add up over all of them.",
+            when=lambda found, layers, r: len(layers) > 1 and tuple(found) == _moved(layers[:1], r),
         ),
     ],
-    otherwise="The shape is right, the numbers are not: x W0ᵀ + b + alpha / r · x Aᵀ Bᵀ is wanted.",
-    passed="A meets the input, B makes the output, and the scale is alpha / r.",
-    parts="The output",
+    otherwise=lambda found, layers, r: (
+        f"For {layers} and rank {r} it is not {tuple(found)}. A layer has r · d_in numbers in A "
+        "and r · d_out in B; ask of each factor whether it has a gradient at that step."
+    ),
+    passed="B moves first, A from the second step on, and an optimizer moves what it holds.",
+    parts=("the count after one step", "after two", "of an early optimizer"),
 )
 
 
@@ -122,23 +130,37 @@ def _same_update(found: Any, right: Any) -> bool:
     return not _unfit(found, *right) and close(np.matmul(*found[::-1]), np.matmul(*right[::-1]))
 
 
-def _mean_adapters(*case: Array, by_A: float = 1, by_B: float = 0.5) -> Pair:
-    A1, B1, A2, B2 = case
-    return by_A * np.vstack([A1, A2]), by_B * np.hstack([B1, B2])
+def _mean_adapters(
+    A1: Array, B1: Array, s1: float, A2: Array, B2: Array, s2: float, *, times: float = 1
+) -> Pair:
+    return np.vstack([A1, A2]), times * np.hstack([s1 * B1, s2 * B2]) / 2
 
 
-def _average(A1: Array, B1: Array, A2: Array, B2: Array) -> Pair:
-    return (A1 + A2) / 2, (B1 + B2) / 2
+def _average(A1: Array, B1: Array, s1: float, A2: Array, B2: Array, s2: float) -> Pair:
+    return (A1 + A2) / 2, (s1 * B1 + s2 * B2) / 2
+
+
+def _unscaled(A1: Array, B1: Array, s1: float, A2: Array, B2: Array, s2: float) -> Pair:
+    return _mean_adapters(A1, B1, 1, A2, B2, 1)
+
+
+def _pair(seed: int, r: int, m: int, n: int) -> Pair:
+    A, B = _draw(seed, (r, n), (m, r))
+    return A, B
 
 
 check_mean_adapters = Exercise(
-    asks="A1, B1, A2, B2 → (A, B) with B A = (B1 A1 + B2 A2) / 2.",
-    cases=[_draw(r, (2, 6), (5, 2), (r, 6), (5, r)) for r in (2, 3)],
+    asks="A1, B1, s1, A2, B2, s2 → (A, B) with B A = (s1 B1 A1 + s2 B2 A2) / 2.",
+    cases=[
+        (*_pair(2, 2, 5, 6), 2.0, *_pair(3, 2, 5, 6), 0.5),
+        (*_pair(4, 2, 5, 6), 0.25, *_pair(5, 3, 5, 6), 4.0),
+        (*_pair(6, 1, 7, 4), 1.0, *_pair(7, 4, 7, 4), -3.0),
+    ],
     right=_mean_adapters,
     mistakes=[
         Mistake(
-            lambda *case: (_mean_adapters if len(case[0]) == len(case[2]) else _average)(*case),
-            lambda error, A1, B1, A2, B2: (
+            lambda *case: (_mean_adapters if len(case[0]) == len(case[3]) else _average)(*case),
+            lambda error, A1, B1, s1, A2, B2, s2: (
                 f"With ranks {len(A1)} and {len(A2)} your function fails: {error}. Factors of "
                 "different ranks cannot be added; they can be put side by side."
             ),
@@ -149,79 +171,163 @@ check_mean_adapters = Exercise(
             _average,
             "You averaged the factors. The product of the means also holds B1 A2 and B2 A1, "
             "which belong to neither adapter.",
-            when=lambda found, *case: _same_update(found, _average(*case)),
+            when=lambda found, *case: len(found[0]) == len(case[0]) == len(case[3]),
         ),
         Mistake(
-            lambda A1, B1, A2, B2: ((B1 @ A1 + B2 @ A2) / 2, np.eye(len(B1))),
-            lambda found, A1, B1, A2, B2: (
+            lambda A1, B1, s1, A2, B2, s2: (
+                (s1 * B1 @ A1 + s2 * B2 @ A2) / 2,
+                np.eye(len(B1)),
+            ),
+            lambda found, A1, B1, s1, A2, B2, s2: (
                 f"Your factors have rank {len(found[0])}; put side by side they have r1 + r2 = "
                 f"{len(A1) + len(A2)}."
             ),
-            when=lambda found, A1, B1, A2, B2: len(found[0]) != len(A1) + len(A2),
+            when=lambda found, A1, B1, s1, A2, B2, s2: len(found[0]) != len(A1) + len(A2),
         ),
         Mistake(
-            partial(_mean_adapters, by_B=1),
+            _unscaled,
+            "The scales are missing: the first update counts s1 times and the second s2 times, and "
+            "the pair that you return has scale 1.",
+        ),
+        Mistake(
+            lambda A1, B1, s1, A2, B2, s2: _mean_adapters(A1, B1, s2, A2, B2, s1),
+            "You gave each adapter the other one's scale.",
+        ),
+        Mistake(
+            lambda A1, B1, s1, A2, B2, s2: _mean_adapters(
+                A1, B1, (s1 + s2) / 2, A2, B2, (s1 + s2) / 2
+            ),
+            "You gave both adapters the mean of the two scales. Each update has its own: put s1 "
+            "into the first pair and s2 into the second before you stack them.",
+        ),
+        Mistake(
+            lambda A1, B1, s1, A2, B2, s2: _mean_adapters(A1, B1, s1**2, A2, B2, s2**2),
+            "Each scale counts twice: it goes into A or into B, and not into both.",
+        ),
+        Mistake(
+            partial(_mean_adapters, times=2),
             "That is the sum of the two updates; halve it once.",
         ),
         Mistake(
-            partial(_mean_adapters, by_A=0.5),
+            partial(_mean_adapters, times=0.5),
             "You halved both factors, so the product is a quarter of the sum; halve one of them.",
         ),
     ],
-    otherwise="B A should be the mean of B1 A1 and B2 A2, and is not.",
+    otherwise="B A should be the mean of s1 B1 A1 and s2 B2 A2, and is not.",
     passed="side by side the factors add up the updates, at rank r1 + r2.",
     parts=("A", "B"),
     same=lambda found, right: _same_update(found, right) and len(found[0]) == len(right[0]),
 )
 
 
-def _orthonormal_b(A: Array, B: Array) -> Pair:
-    Q, R = np.linalg.qr(B)
-    return R @ A, Q
+_SCALE = 2.0
 
 
-def _is_orthonormal(B: Any) -> bool:
-    return close(np.transpose(B) @ B, np.eye(np.shape(B)[1]))
+def _forward(x: Array, A: Array, B: Array) -> Array:
+    return _SCALE * x @ A.T @ B.T
 
 
-check_orthonormal_b = Exercise(
-    asks="A, B → (A, B) with the same product and orthonormal columns of B.",
-    cases=[_draw(2, (3, 6), (8, 3))],
-    right=_orthonormal_b,
-    mistakes=[
-        Mistake(lambda A, B: _orthonormal_b(A, B)[::-1], _unfit, _is_unfit),
-        Mistake(
-            lambda A, B: (A, np.linalg.qr(B)[0]),
-            "B is orthonormal now, but A is the old one, so the product has changed: what you took "
-            "out of B must go into A.",
-            when=lambda found, A, B: close(found[0], A) and _is_orthonormal(found[1]),
-        ),
-        Mistake(
-            lambda A, B: (np.pad(B @ A, ((0, 1), (0, 0))), np.eye(8, 9)),
-            "The rows of your B are orthonormal; the exercise asks for its columns, Bᵀ B = I.",
-            when=lambda found, A, B: (
-                not _is_orthonormal(found[1]) and _is_orthonormal(np.transpose(found[1]))
-            ),
-        ),
-        Mistake(
-            lambda A, B: (A, B / np.linalg.norm(B, axis=0)),
-            "The columns of your B are not orthonormal: Bᵀ B differs from I. Dividing each column "
-            "by its length is not enough, since columns must be at right angles too.",
-            when=lambda found, A, B: not _is_orthonormal(found[1]),
-        ),
-        Mistake(
-            lambda A, B: (np.linalg.qr(B)[1].T @ A, np.linalg.qr(B)[0]),
-            "The product has changed. With B = Q R the new A is R A, in this order.",
-            when=lambda found, A, B: not _same_update(found, (A, B)),
-        ),
-    ],
-    otherwise="Return the two factors, A and B.",
-    passed="the same update from another pair: factors mean nothing by themselves.",
-    same=lambda found, right: _same_update(found, right) and _is_orthonormal(found[1]),
-)
+def _delta(A: Array, B: Array) -> Array:
+    return _SCALE * B @ A
+
+
+def _dropping() -> Function:
+    """A forward in which dropout still acts."""
+    generator = np.random.default_rng(0)
+
+    def forward(x: Array, A: Array, B: Array) -> Array:
+        return _forward(2 * x * (generator.random(np.shape(x)) < 0.5), A, B)
+
+    return forward
+
+
+_SIZES = (6, 6, 3)
+#: (what makes forward, delta, the sizes, what the two show; empty where they are right)
+_PAIRS: list[tuple[Callable[[], Function], Function, tuple[int, int, int], str]] = [
+    (lambda: _forward, _delta, _SIZES, ""),
+    (lambda: _forward, _delta, (7, 4, 2), ""),
+    # The same map in another order of operations, and so equal up to rounding only.
+    (lambda: lambda x, A, B: x @ (_SCALE * B @ A).T, lambda A, B: B @ (_SCALE * A), _SIZES, ""),
+    (
+        lambda: lambda x, A, B: np.zeros((len(x), len(B))),
+        _delta,
+        (7, 4, 2),
+        "an adapter whose forward adds nothing, as when its weight is read and the layer is not "
+        "called. With B at zero it looks right",
+    ),
+    (
+        lambda: _forward,
+        lambda A, B: B @ A,
+        (7, 4, 2),
+        "an update without the scale. With B at zero it looks right",
+    ),
+    (
+        lambda: _forward,
+        lambda A, B: _delta(A, B).T,
+        _SIZES,
+        "a transposed update. With numbers that are all the same, and by norm or sum, it looks "
+        "right",
+    ),
+    (
+        lambda: _forward,
+        lambda A, B: _SCALE * B[:, :1] @ A[:1],
+        _SIZES,
+        "an update that holds only the first of the r pieces. With a single column of B that is "
+        "not zero it looks right",
+    ),
+    (
+        lambda: lambda x, A, B: np.repeat(_forward(x[:1], A, B), len(x), axis=0),
+        _delta,
+        (7, 4, 2),
+        "a forward that gives every row the answer of the first. With a single row it looks right",
+    ),
+    (
+        lambda: lambda x, A, B: abs(_forward(x, A, B)),
+        _delta,
+        _SIZES,
+        "a forward that loses the sign. With positive numbers it looks right",
+    ),
+    (
+        _dropping,
+        _delta,
+        (7, 4, 2),
+        "a forward in which dropout still acts. On average over many calls it looks right",
+    ),
+]
+
+
+def check_layer_test(function: Function) -> None:
+    """``function(forward, delta, d_in, d_out, r)`` → whether the two are the same map."""
+    for number, (make, delta, sizes, broken) in enumerate(_PAIRS):
+        try:
+            answer = call(function, make(), delta, *sizes)
+        except Exception as error:
+            raise AssertionError(
+                f"Your test ends in an error ({error!r:.80}) where it should return "
+                f"{not broken}: d_in, d_out, r = {sizes}. x is (rows, d_in), A (r, d_in) and B "
+                "(d_out, r), and delta gives (d_out, d_in)."
+            ) from error
+        if number == 0 and not_attempted(answer):
+            return
+        require(
+            isinstance(answer, (bool, np.bool_)),
+            f"Return True or False; found {answer!r:.40}.",
+        )
+        require(
+            answer or broken,
+            f"Your test refuses a right layer, with d_in, d_out, r = {sizes}. A row x meets the "
+            "update as x @ delta.T, and two ways to add the same numbers differ by rounding: "
+            "compare with np.allclose.",
+        )
+        require(not (answer and broken), f"Your test accepts {broken}.")
+    passed("your test tells each broken layer from a right one.")
+
 
 _MODEL = {"q.A": np.zeros((2, 4)), "q.B": np.zeros((3, 2))}
 _FILE = {"q.A": np.ones((2, 4)), "q.B": np.full((3, 2), 2.0)}
+#: Another pair of dictionaries that fit, in another order and with other names.
+_OTHER_MODEL = {"v.B": np.zeros((2, 1)), "v.A": np.zeros((1, 3)), "k.A": np.zeros((1, 2))}
+_OTHER_FILE = {name: 1.0 + tensor for name, tensor in sorted(_OTHER_MODEL.items())}
 _SHAPE = "a shape differs"
 #: (a file that does not fit, part of the name that does not, what is wrong)
 _MISFITS: list[tuple[dict[str, Array], str, str]] = [
@@ -230,45 +336,80 @@ _MISFITS: list[tuple[dict[str, Array], str, str]] = [
     ({f"_orig_mod.{n}": t for n, t in _FILE.items()}, "q.", "every name has a prefix"),
     ({"q.A": _FILE["q.A"], "q.B": np.ones((1, 2))}, "q.B", _SHAPE),
     ({"q.A": _FILE["q.A"], "q.B": np.ones((3, 1))}, "q.B", _SHAPE),
+    ({"q.A": np.ones((4, 2)), "q.B": _FILE["q.B"]}, "q.A", _SHAPE),
 ]
+
+
+def _twin(tensors: dict[str, Array]) -> dict[str, Array]:
+    return {name: tensor.copy() for name, tensor in tensors.items()}
+
+
+def _untouched(given: dict[str, Array], arrays: dict[str, Array], was: dict[str, Array]) -> bool:
+    """Whether the dictionary has the same arrays in it, and they the same numbers."""
+    return given.keys() == was.keys() and all(
+        given[name] is arrays[name] and np.array_equal(arrays[name], was[name]) for name in was
+    )
+
+
+def _tried(function: Function, model: dict[str, Array], file: dict[str, Array]) -> Any:
+    """What the function returns or raises, after a look at what it was given."""
+    arrays, tensors = _twin(model), _twin(file)
+    given, read = dict(arrays), dict(tensors)
+    try:
+        found: Any = call(function, given, read)
+    except Exception as error:
+        found = error
+    words = "If a later name does not fit, the model is left half loaded: build a new dictionary."
+    require(given.keys() == model.keys(), f"Your function changes the model's dictionary. {words}")
+    require(
+        _untouched(given, arrays, model),
+        "Your function changes the model: it puts other arrays into its dictionary, or writes into "
+        f"the arrays that are there. {words}",
+    )
+    require(_untouched(read, tensors, file), "Your function changes what it read from the file.")
+    require(
+        found is not given and found is not read,
+        "You return one of the two dictionaries that you were given. Return a new one, which "
+        "can be changed without changing them.",
+    )
+    return found
 
 
 def check_strict_load(function: Function) -> None:
     """``function(model, file)`` → the file's values; ValueError names what does not fit."""
-    given = dict(_MODEL)
-    answer = call(function, given, dict(_FILE))
-    if not_attempted(answer):
-        return
-    require(
-        isinstance(answer, dict) and set(answer) == set(_MODEL),
-        "Return a dictionary with the model's names.",
-    )
-    require(
-        all(close(answer[name], tensor) for name, tensor in _FILE.items()),
-        "A file that fits must give back the file's values under the model's names.",
-    )
-    require(
-        all(given.get(name) is tensor for name, tensor in _MODEL.items()),
-        "Your function changes the model's dictionary. If a later name does not fit, the model is "
-        "left half loaded: build a new dictionary.",
-    )
+    for model, file in ((_MODEL, _FILE), (_OTHER_MODEL, _OTHER_FILE)):
+        answer = _tried(function, model, file)
+        if model is _MODEL and not_attempted(answer):
+            return
+        if isinstance(answer, Exception):
+            raise AssertionError(f"A file that fits is refused: {answer!r:.80}.") from answer
+        require(
+            isinstance(answer, dict) and set(answer) == set(model),
+            "Return a dictionary with the model's names.",
+        )
+        require(
+            all(close(answer[name], tensor) for name, tensor in file.items()),
+            "A file that fits must give back the file's values under the model's names.",
+        )
     for file, name, what in _MISFITS:
+        error = _tried(function, _MODEL, file)
+        fitting = [n for n in _MODEL if n in file and n != name]
         words = "your function says nothing. " + (
             "NumPy would then broadcast the wrong numbers, or fail much later."
             if what == _SHAPE
             else "That is what strict=False does."
         )
-        try:
-            function(dict(_MODEL), dict(file))
-        except ValueError as error:
-            if name in str(error):
+        if isinstance(error, ValueError):
+            if name in str(error) and not any(n in str(error) for n in fitting):
                 continue
-            words = f"your error must name it; it says {str(error)!r}."
-        except KeyError as error:
+            words = f"your error must name it, and nothing that fits; it says {str(error)!r}."
+        elif isinstance(error, KeyError):
             words = (
                 f"a bare KeyError({error}) comes out. Compare the names first, and say what is "
                 "wrong."
             )
+        elif isinstance(error, Exception):
+            words = f"{error!r:.80} comes out; raise ValueError with the name."
         raise AssertionError(f"Where {what}, {words}")
     passed("what does not fit is refused by name, and nothing is half loaded.")
 

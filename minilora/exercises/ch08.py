@@ -1,9 +1,11 @@
-"""Checks of chapter 8: what is trained, how a rate is chosen, how two arms are compared."""
+"""Checks of chapter 8: how many draws, which rate, how two arms are compared, what is trained."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -24,56 +26,77 @@ from minilora.lab.pretrained import ADDER
 from minilora.lab.transformer import TransformerClassifier
 
 
-def _each(count: Callable[[int, int, int], int]) -> Function:
-    """The count of layers, from that of one: the sum over (d_out, d_in)."""
-    return lambda shapes, r: sum(count(m, n, r) for m, n in shapes)
+def _reach(s: float, n: int) -> float:
+    from scipy.stats import t  # scikit-learn brings it
+
+    return float(t.ppf(0.975, n - 1) * s / n**0.5)
 
 
-_count = _each(lambda m, n, r: r * (m + n))
-#: {what to say: wrong counts of one layer}
-_COUNTS: dict[str, list[Function]] = {
-    "You count the frozen matrices. LoRA trains their factors A and B instead.": [
-        lambda m, n, r: m * n
-    ],
-    "You count the frozen matrices as well. They are there, but only A and B are trained.": [
-        lambda m, n, r: m * n + r * (m + n)
-    ],
-    "You multiply the whole matrix by the rank. Each rank adds one column to B and one row to A, "
-    "so d_out + d_in numbers and not d_out · d_in.": [lambda m, n, r: r * m * n],
-    "You leave the rank out: this is the count for rank 1.": [lambda m, n, r: m + n],
-    "You count A and forget B, of shape (d_out, r).": [lambda m, n, r: r * n],
-    "You count B and forget A, of shape (r, d_in).": [lambda m, n, r: r * m],
-    "You count one factor twice. Only on a square matrix are A and B of the same size: A has "
-    "r · d_in numbers and B d_out · r.": [lambda m, n, r: 2 * r * n, lambda m, n, r: 2 * r * m],
-    "You take off r². That many numbers are not free in a matrix of rank r, but A and B are "
-    "trained whole.": [lambda m, n, r: r * (m + n - r)],
-    "You add the biases. They belong to the frozen layer.": [lambda m, n, r: r * (m + n) + m],
-}
-_LAYERS = [(48, 48), (48, 48), (192, 48), (48, 192), (10, 48)]
+def _draws(s: float, half: float) -> int:
+    return next(n for n in count(2) if _reach(s, n) <= half)
 
-check_lora_count = Exercise(
-    asks="shapes [(d_out, d_in), …], r → how many numbers LoRA trains on these layers.",
-    cases=[(_LAYERS, 4), (_LAYERS[::2], 3)],
-    right=_count,
+
+def _for_many(multiple: float) -> Function:
+    """So many standard errors, whatever the number of draws."""
+    return lambda s, half: max(2, math.ceil((multiple * s / half) ** 2))
+
+
+check_draws_needed = Exercise(
+    asks="s, half → the least number of draws, from 2, at which t · s / √n is at most half.",
+    cases=[(1.8, 1.0), (1.2, 1.0), (1.5, 0.5), (0.4, 1.0)],
+    right=_draws,
     mistakes=[
         Mistake(
-            lambda shapes, r: [r * (m + n) for m, n in shapes],
-            "You return one number for each layer. Add them up.",
-            when=lambda found, shapes, r: np.shape(found) == (len(shapes),),
+            lambda s, half: (1.96 * s / half) ** 2,
+            "Return a whole number of draws.",
+            when=lambda found, s, half: found != int(found),
         ),
-        *(Mistake(_each(count), says) for says in _COUNTS for count in _COUNTS[says]),
+        *(
+            Mistake(
+                _for_many(multiple),
+                "You use 1.96, or 2, as for many draws. With few the spread itself is uncertain, "
+                "and t is larger. It depends on n: try one n after the other.",
+            )
+            for multiple in (1.96, 2.0)
+        ),
         Mistake(
-            lambda shapes, r: _count(shapes[:1], r),
-            "You count a single layer. Add up over all of them.",
-            when=lambda found, shapes, r: found in (r * sum(shapes[0]), r * sum(shapes[-1])),
+            _for_many(2.7764451),
+            "You keep t = 2.78, which is that of five draws. It falls as n grows: take it anew for "
+            "each n.",
+        ),
+        Mistake(
+            lambda s, half: _draws(s, half / 2),
+            "You make the whole interval as long as half. It reaches so far to either side.",
+        ),
+        Mistake(
+            lambda s, half: _draws(s, 2 * half),
+            "Your interval reaches twice as far as it may: half is the distance from its middle to "
+            "an end.",
+        ),
+        Mistake(
+            lambda s, half: _draws(s, half) - 1,
+            "With one draw more the interval would be short enough; with yours it is not quite.",
+        ),
+        Mistake(
+            lambda s, half: _draws(s, half) + 1,
+            "One draw fewer is enough. For n draws t has n − 1 degrees of freedom.",
+        ),
+        Mistake(
+            lambda s, half: next(n for n in count(2) if _reach(s, n) * n**-0.5 <= half),
+            "You divide by n. The mean of n draws scatters less by √n only.",
+        ),
+        Mistake(
+            _for_many(1.0),
+            "That is where one standard error is as small as half. The interval reaches t of them.",
         ),
     ],
-    otherwise=lambda found, shapes, r: (
-        f"For rank {r} and the shapes {shapes} the count is {_count(shapes, r):,}, "
-        f"r · (d_out + d_in) for each layer, added up; you count {found:,.0f}."
+    otherwise=lambda found, s, half: (
+        f"With s = {s} and half = {half} you answer {found:,.0f}, where the interval reaches "
+        f"{_reach(s, max(2, int(found))):.2f} to either side; the least number is "
+        f"{_draws(s, half)}, where it reaches {_reach(s, _draws(s, half)):.2f}."
     ),
-    passed="r · (d_in + d_out) for each adapted layer.",
-    parts="The count",
+    passed="t falls with n, and so does 1/√n; half the length takes about four times the draws.",
+    parts="The number of draws",
 )
 
 
@@ -84,11 +107,12 @@ _TUNED = {
     0.001: ((1.0, 1.0, 1.0), (1.2, 1.2, 1.2), (0.7, 0.7, 0.7)),
     0.002: ((0.7, 0.7, 0.7), (0.65, 1.4, 1.3), (1.3, 1.3, 1.3)),
     0.005: ((0.5, 0.5, 0.5), (0.9, 1.0, 0.95), (1.0, 1.0, 1.0)),
+    0.007: ((0.45, 0.45, 0.45), (0.85, 0.85, 1.45), (1.1, 1.1, 1.1)),
     0.01: ((0.4, 0.4, 0.4), (1.6, 0.6, 1.4), (1.2, 1.2, 1.2)),
     0.02: ((0.3, 0.3, 0.3), (1.4, 1.3, 0.7), (1.2, 1.2, 1.2)),
     0.05: ((0.1, 0.1, 0.1), (1.5, 1.5, 1.5), (1.6, 1.6, 1.6)),
     0.1: ((0.3, 0.3, 0.3), (0.7, 0.75, 0.2), (0.9, 0.9, 0.9)),
-    0.2: ((0.3, 0.3, 50.0), (0.3, 0.35, 50.0), (0.9, 0.9, 50.0)),
+    0.2: ((0.3, 0.3, 2.0), (0.3, 0.35, 2.0), (0.9, 0.9, 2.0)),
 }
 _DIVERGED = {(0.1, 2), (0.2, 2)}  # (rate, seed)
 Rows = list[dict[str, Any]]
@@ -143,6 +167,11 @@ _RATES: dict[str, tuple[float, Loss]] = {
     ),
     "You look at the last run of each rate only; does each of them overwrite the one before in a "
     "dictionary? Average over the runs.": (0.02, _safe(lambda runs: _loss(runs[-1:]))),
+    "You take the median, which does not see that one run in three went wrong. The choice is by "
+    "the mean.": (
+        0.007,
+        _safe(lambda runs: float(np.median([r["validation_loss"] for r in runs]))),
+    ),
     "You look at the training loss, which is lowest where the model learns its examples by heart. "
     "Choose by the validation loss.": (0.05, partial(_loss, key="train_loss")),
     "You do not ask whether a run diverged. One of the three at 0.1 did, and the loss that it had "
@@ -196,7 +225,7 @@ check_choose_rate = Exercise(
 )
 
 
-_A = np.array([0.81, 0.84, 0.86, 0.83, 0.88, 0.82, 0.85, 0.80])
+_A = np.array([0.81, 0.84, 0.86, 0.83, 0.89, 0.82, 0.85, 0.80])
 _B = np.array([0.78, 0.81, 0.86, 0.79, 0.85, 0.80, 0.83, 0.78])
 _T = {8: 2.3646243, 5: 2.7764451}  # t(0.975, n - 1)
 
@@ -325,6 +354,12 @@ check_paired_interval = Exercise(
             when=lambda mean, half, a, b: not half > 0,
         ),
         _of_eight(
+            lambda a, b: ((a - b).mean(), np.ptp(a - b)),
+            "That is the distance from the smallest difference to the largest. It grows with the "
+            "number of runs, and the interval of their mean shrinks: use their standard deviation.",
+            when=lambda mean, half, a, b: _near(half, np.ptp(a - b) * np.array([1, 0.5])),
+        ),
+        _of_eight(
             lambda a, b: ((a - b).mean(), _together(a, b)[0, 0]),
             "You put the scatter of a and of b together, as if they were unrelated. The runs share "
             "their pictures: take the differences first and look at *their* spread.",
@@ -404,15 +439,15 @@ def check_budget(function: Function, budget: int = 4000) -> None:
         not extra,
         f"{next(iter(extra), None)} is trained as well, and is no part of an adapter. Freeze it.",
     )
-    count = count_parameters(answer, trainable_only=True)
-    require(count > 0, "Nothing would be trained: the factors A and B are frozen.")
+    trained = count_parameters(answer, trainable_only=True)
+    require(trained > 0, "Nothing would be trained: the factors A and B are frozen.")
     require(
-        count <= budget,
-        f"{count:,} parameters would be trained, {count - budget:,} more than the budget of "
+        trained <= budget,
+        f"{trained:,} parameters would be trained, {trained - budget:,} more than the budget of "
         f"{budget:,}. Lower the rank, or adapt fewer layers.",
     )
     require(
-        2 * count >= budget,
-        f"Only {count:,} parameters would be trained. Spend at least half of {budget:,}.",
+        2 * trained >= budget,
+        f"Only {trained:,} parameters would be trained. Spend at least half of {budget:,}.",
     )
-    passed(f"{count:,} of {budget:,} parameters, on {len(layers)} layers.")
+    passed(f"{trained:,} of {budget:,} parameters, on {len(layers)} layers.")

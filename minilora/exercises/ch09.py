@@ -1,4 +1,4 @@
-"""Checks of chapter 9: ladders of learning rates, scalings, the same run, parameter groups, decay.
+"""Checks of chapter 9: ladders of rates, recipes, the same run, parameter groups, the cliff.
 
 torch is imported where a check trains or looks at a model.
 """
@@ -94,28 +94,69 @@ check_needs_rung = Exercise(
 )
 
 
-#: {what to say: a wrong α'}
-_ALPHAS: dict[str, Function] = {
-    "You divide by √r. The standard scaling divides by more than rsLoRA does, so its α must be the "
-    "larger one.": lambda alpha, r: alpha / r**0.5,
-    "You multiply by r, which would undo the standard scaling altogether and leave the bare α.": (
-        lambda alpha, r: alpha * r
+def _scale(alpha: float, r: int, scaling: str) -> float:
+    return alpha / (r if scaling == "standard" else r**0.5)
+
+
+def _rates_from(factor: Function, rates: Function) -> Function:
+    """Another scale for the factor of BA, or other rates made of it."""
+
+    def answer(alpha: float, r: int, scaling: str, lr: float, scale: float) -> tuple[float, float]:
+        a, b = rates(factor(alpha, r, scaling) / scale)
+        return a * lr, b * lr
+
+    return answer
+
+
+def _of_b(q: float) -> tuple[float, float]:
+    return 1.0, q
+
+
+#: {what to say: a wrong answer}
+_RECIPES: dict[str, Function] = {
+    "Both rates are multiplied. With the usual start of A only B's rate makes up for the scale.": (
+        _rates_from(_scale, lambda q: (q, q))
     ),
-    "The same α gives α/r = 2 in one program and α/√r = 8 in the other.": lambda alpha, r: alpha,
-    "That is the factor in front of BA, not the α that makes it.": lambda alpha, r: alpha / r,
+    "Both rates are multiplied by the root. That is the same run only if A starts larger by the "
+    "root as well, and the start is to stay what it is.": (
+        _rates_from(_scale, lambda q: (q**0.5, q**0.5))
+    ),
+    "The factor is upside down: where the scale in front of BA becomes smaller, B must learn "
+    "faster.": _rates_from(_scale, lambda q: (1.0, 1 / q)),
+    "The two rates are exchanged: it is B's that makes up for the scale.": (
+        _rates_from(_scale, lambda q: (q, 1.0))
+    ),
+    "You divide by r in both scalings. rsLoRA divides by √r.": (
+        _rates_from(lambda alpha, r, scaling: alpha / r, _of_b)
+    ),
+    "You divide by √r in both scalings. The standard one divides by r.": (
+        _rates_from(lambda alpha, r, scaling: alpha / r**0.5, _of_b)
+    ),
+    "You compare α itself with the scale. The factor in front of BA is α/r, or α/√r.": (
+        _rates_from(lambda alpha, r, scaling: alpha, _of_b)
+    ),
+    "You leave the rates as they are, and another scale makes another run of them.": (
+        lambda alpha, r, scaling, lr, scale: (lr, lr)
+    ),
 }
 
-check_standard_alpha = Exercise(
-    asks="α, r → the α' for which α'/r is α/√r.",
-    cases=[(32.0, 16), (8.0, 1), (5.0, 10)],
-    right=lambda alpha, r: alpha * r**0.5,
-    mistakes=[Mistake(wrong, says) for says, wrong in _ALPHAS.items()],
-    otherwise=lambda found, alpha, r: (
-        f"For α = {alpha:g} and r = {r} the factor is {alpha / r**0.5:.4g}; with yours it is "
-        f"{found / r:.4g}."
+check_rates_at_scale = Exercise(
+    asks="α, r, scaling, rate, scale → the rates of A and of B for the same run at that scale.",
+    cases=[
+        (64.0, 64, "rslora", 1e-4, 2.0),
+        (128.0, 64, "standard", 1e-4, 2.0),
+        (16.0, 8, "standard", 2e-4, 0.5),
+        (6.0, 1, "rslora", 0.01, 3.0),
+    ],
+    right=_rates_from(_scale, _of_b),
+    mistakes=[Mistake(wrong, says) for says, wrong in _RECIPES.items()],
+    otherwise=lambda found, alpha, r, scaling, lr, scale: (
+        f"α = {alpha:g}, r = {r}, {scaling} has the scale {_scale(alpha, r, scaling):g}. At "
+        f"{scale:g}, A keeps its rate of {lr:g}, and B needs another."
     ),
-    passed="α'/r = α/√r.",
-    parts="The α",
+    passed="the same scale or not, it is B's rate that tells two recipes apart.",
+    parts="The answer: (rate of A, rate of B), which",
+    same=partial(close, scale=1e-4),
 )
 
 
@@ -190,129 +231,117 @@ check_same_run_sgd = Exercise(
 )
 
 
-def check_rate_groups(function: Function) -> None:
-    """``function(model, lr, ratio)`` → two parameter groups: all A at lr, all B at ratio · lr."""
+def _adapted(**config: Any) -> Any:
+    """A small network with an adapter; ``config`` may ask for more that trains."""
     import torch
     from torch import nn
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    layers = lora_layers(add_lora(model, LoRAConfig(r=2, alpha=2, targets=["0", "2"])))
-    answer = call(function, model, 0.01, 4.0)
-    if not_attempted(answer):
-        return
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 2))
+    return add_lora(model, LoRAConfig(r=2, alpha=2, **config))
+
+
+def check_rate_groups(function: Function) -> None:
+    """``function(model, lr, ratio)`` → parameter groups: B at ratio · lr, the rest at lr."""
+    for config in (
+        {"targets": ["0", "2"]},
+        {"targets": ["0", "2"], "modules_to_save": ["3"], "bias": "lora_only"},
+    ):
+        model = _adapted(**config)
+        answer = call(function, model, 0.01, 4.0)
+        if not_attempted(answer):
+            return
+        _check_groups(model, answer)
+    passed("B at ratio times lr, and A and whatever else trains at lr.")
+
+
+def _check_groups(model: Any, answer: Any) -> None:
+    import torch
+
+    layers = lora_layers(model)
     require(
         isinstance(answer, (list, tuple))
-        and len(answer) == 2
         and all(isinstance(group, dict) and {"params", "lr"} <= group.keys() for group in answer),
-        'Return a list of two dictionaries, each with "params" and "lr".',
+        'Return a list of dictionaries, each with "params" and "lr".',
     )
-    names = {id(layer.A): f"{path}.A" for path, layer in layers.items()}
-    names |= {id(layer.B): f"{path}.B" for path, layer in layers.items()}
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    of_A = [names[id(layer.A)] for layer in layers.values()]
+    of_B = [names[id(layer.B)] for layer in layers.values()]
     rates = {}
     for group in answer:
         params = group["params"]
         for parameter in [params] if isinstance(params, torch.Tensor) else list(params):
             require(
                 id(parameter) in names,
-                "A group holds a parameter that is no factor of an adapter: the base is frozen and "
-                "has no place in an optimizer.",
+                "A group holds a parameter that does not train: the base is frozen and has no "
+                "place in an optimizer.",
             )
-            require(
-                names[id(parameter)] not in rates, f"{names[id(parameter)]} stands in two groups."
-            )
-            rates[names[id(parameter)]] = float(group["lr"])
-    missing = sorted(set(names.values()) - rates.keys())
+            name = names[id(parameter)]
+            require(name not in rates, f"{name} stands in two groups.")
+            rates[name] = float(group["lr"])
+    missing = [name for name in [*of_A, *of_B] if name not in rates]
     require(not missing, f"No group holds {', '.join(missing)}: it would never train.")
-    of_A, of_B = ({rates[name] for name in names.values() if name[-1] == factor} for factor in "AB")
+    missing = [name for name in names.values() if name not in rates]
     require(
-        not (of_A == {0.04} and of_B == {0.01}),
+        not missing,
+        f"No group holds {', '.join(missing)}. This model trains a new head beside its adapters, "
+        "and a bias: minilora.lora_parameters(model) has everything that trains.",
+    )
+    at_A, at_B = ({rates[name] for name in part} for part in (of_A, of_B))
+    require(
+        not (at_A == {0.04} and at_B == {0.01}),
         "The two are exchanged: it is B that gets the higher rate.",
     )
     require(
-        not (of_A == {0.01} and of_B == {0.0025}),
+        not (at_A == {0.01} and at_B == {0.0025}),
         "You divide by the ratio. It is B's rate over A's, so B's is ratio times lr.",
     )
-    require(of_B != {4.0}, "You gave B the ratio itself for a rate. Multiply it by lr.")
+    require(at_B != {4.0}, "You gave B the ratio itself for a rate. Multiply it by lr.")
     require(
-        of_A == {0.01} and len(of_B) == 1 and close(of_B.pop(), 0.04),
+        at_A == {0.01} and len(at_B) == 1 and close(at_B.pop(), 0.04),
         f"All A should learn at 0.01 and all B at 0.04; found {rates}.",
     )
+    rest = {name: rate for name, rate in rates.items() if name not in [*of_A, *of_B]}
+    require(
+        set(rest.values()) <= {0.01},
+        f"The ratio is for B alone. What else trains learns at lr: {rest}.",
+    )
     torch.optim.AdamW(list(answer))  # an optimizer takes them
-    passed("A at lr, B at ratio times lr, and nothing left out.")
 
 
-def _decayed(*case: Any) -> tuple[np.ndarray, np.ndarray]:
-    W0, update, keep, _ = _decay(*case)
-    return keep * (W0 + update), W0 + keep**2 * update
-
-
-def _decay(W0: Any, A: Any, B: Any, scale: float, lr: float, decay: float, steps: int) -> Any:
-    """W₀, the update, and what is left of a number: (1 − ηλ)^steps, and wrongly 1 − ηλ · steps."""
-    return W0, scale * B @ A, (1 - lr * decay) ** steps, 1 - lr * decay * steps
-
-
-#: {what to say: [(number of the weight, what it is)]}
-_WEIGHTS: dict[str, list[tuple[int, Function]]] = {
-    "In full fine-tuning the whole weight is a trained number, W₀ included: all of it shrinks.": [
-        (0, lambda W0, update, keep, linear: W0 + keep * update)
-    ],
-    "The weight is multiplied by 1 − ηλ at every step, and does not lose the same amount each "
-    "time: take the power.": [(0, lambda W0, update, keep, linear: linear * (W0 + update))],
-    "In LoRA W₀ is frozen, and the optimizer does not know of it: it cannot shrink.": [
-        (1, lambda W0, update, keep, linear: keep * (W0 + update)),
-        (1, lambda W0, update, keep, linear: keep * W0 + update),
-    ],
-    "Both factors shrink, A and B, so their product shrinks twice at each step.": [
-        (1, lambda W0, update, keep, linear: W0 + keep * update)
-    ],
-    "The update has not gone after so few steps; it only shrinks.": [
-        (1, lambda W0, update, keep, linear: W0)
-    ],
+#: {what to say: a wrong rate of A}
+_CLIFFS: dict[str, Function] = {
+    "What must stay below the limit is the *product* of the two rates, times α. With one unknown "
+    "rate in it twice, a root is missing.": (
+        lambda product, alpha, new, ratio: product * alpha / (ratio * new)
+    ),
+    "The wrong way: a larger α, or a faster B, brings the cliff nearer.": (
+        lambda product, alpha, new, ratio: (product * new * ratio / alpha) ** 0.5
+    ),
+    "The ratio is left out. With B faster than A the product is ratio times the square of A's "
+    "rate.": lambda product, alpha, new, ratio: (product * alpha / new) ** 0.5,
+    "That is the rate of B. You were asked for A's.": (
+        lambda product, alpha, new, ratio: (product * alpha * ratio / new) ** 0.5
+    ),
+    "The ratio stands outside the root. The product is ratio times the square of A's rate.": (
+        lambda product, alpha, new, ratio: (product * alpha / new) ** 0.5 / ratio
+    ),
+    "You leave α out. By the identity it is the product of the rates *and α* that counts.": (
+        lambda product, alpha, new, ratio: (product / ratio) ** 0.5
+    ),
+    "You let the rate fall in proportion to α. Two rates share the change, so that each falls "
+    "with its root.": lambda product, alpha, new, ratio: (product / ratio) ** 0.5 * alpha / new,
 }
 
-
-def _part(i: int, weight: Function, says: str) -> Mistake:
-    """The first weight that is wrong is number i, and is ``weight(*_decay(…))``."""
-    return Mistake(
-        lambda *case: [
-            weight(*_decay(*case)) if k == i else w for k, w in enumerate(_decayed(*case))
-        ],
-        says,
-        when=lambda found, *case: (
-            close(found[:i], _decayed(*case)[:i], 10)
-            and close(found[i], weight(*_decay(*case)), 10)
-        ),
-    )
-
-
-_draw = np.random.default_rng(1).normal
-
-check_after_decay = Exercise(
-    asks="W0, A, B, scale, lr, decay, steps → the weight after full fine-tuning, and after LoRA.",
-    cases=[(_draw(size=(4, 5)), _draw(size=(2, 5)), _draw(size=(4, 2)), 3.0, 0.1, 0.5, 7)],
-    right=_decayed,
-    mistakes=[
-        Mistake(
-            lambda *case: _decayed(*case)[0],
-            "Return two weights: after full fine-tuning, and after LoRA.",
-            when=lambda found, *case: not (isinstance(found, (tuple, list)) and len(found) == 2),
-        ),
-        Mistake(
-            lambda *case: _decayed(*case)[::-1],
-            "The two are exchanged: first full fine-tuning, then LoRA.",
-        ),
-        *(_part(i, weight, says) for says, wrong in _WEIGHTS.items() for i, weight in wrong),
-        Mistake(
-            lambda W0, *case: (W0, _decayed(W0, *case)[1]),
-            "The weight after full fine-tuning is not right.",
-            when=lambda found, *case: (
-                np.shape(found[0]) == (4, 5) and not close(found[0], _decayed(*case)[0], 10)
-            ),
-        ),
-    ],
-    otherwise="The weight after LoRA is not right.",
-    passed="full fine-tuning goes to zero, LoRA to the base, at twice the pace.",
-    parts=("The first weight", "The second"),
-    same=partial(close, scale=10),
+check_cliff_rate = Exercise(
+    asks="product, α, new α, ratio → the largest rate of A.",
+    cases=[(1e-3, 8.0, 8.0, 1.0), (1e-3, 8.0, 0.5, 1.0), (4e-4, 16.0, 64.0, 9.0)],
+    right=lambda product, alpha, new, ratio: (product * alpha / (ratio * new)) ** 0.5,
+    mistakes=[Mistake(wrong, says) for says, wrong in _CLIFFS.items()],
+    otherwise=lambda found, product, alpha, new, ratio: (
+        f"With your rate {found:.3g} for A and {ratio * found:.3g} for B, the product of the rates "
+        f"and α is {ratio * found**2 * new:.3g}; it should be {product * alpha:.3g}."
+    ),
+    passed="rate of A × rate of B × α is what must not grow.",
+    parts="The rate",
 )

@@ -1,4 +1,4 @@
-"""Checks of chapter 11: bytes of the weights, kept inputs, operations, and checkpoints."""
+"""Checks of chapter 11: bytes of a LLaMA, kept inputs, operations, and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,49 +16,88 @@ from minilora.exercises.tools import (
     require,
 )
 
-#: {what to say: the bytes, of P frozen numbers of b bytes and of p trained ones}
-_BYTES: dict[str, list[Function]] = {
-    "You give the frozen weights gradients and a state. They have neither: only their own bytes "
-    "remain.": [
-        lambda P, b, p: P * (2 * b + 8),
-        lambda P, b, p: P * (2 * b + 8) + 16 * p,
-        lambda P, b, p: 16 * P,
-        lambda P, b, p: 16 * P + 16 * p,
-    ],
-    "You leave the frozen weights out. They are not trained, but they are there.": [
-        lambda P, b, p: 16 * p
-    ],
-    "One of the adapter's four parts is missing. It has its own numbers, a gradient, and two "
-    "moments: 4 bytes each.": [
-        lambda P, b, p: P * b + 12 * p,
-        lambda P, b, p: P * b + (2 * b + 8) * p,
-    ],
-    "You count 8 bytes for each trained number. An adapter is float32 whatever the base is, and "
-    "has four parts of 4 bytes: its own numbers, a gradient, and two moments.": [
-        lambda P, b, p: P * b + 8 * p,
-        lambda P, b, p: P * b + 4 * b * p,
-    ],
-    "You count the adapter's own numbers only. Being trained, they have a gradient and two moments "
-    "as well.": [lambda P, b, p: P * b + 4 * p],
-    "A frozen weight needs no master copy: it never moves.": [
-        lambda P, b, p: P * (b + 4) + 16 * p,
-        lambda P, b, p: P * (b if b == 4 else b + 4) + 16 * p,
-    ],
-}
+Sizes = tuple[int, int, int, int, int]  # blocks, width, narrow, wide, vocab
 
-check_training_bytes = Exercise(
-    asks="P frozen numbers, b bytes of each, p trained ones → bytes of weights, gradients and "
-    "Adam's state.",
-    cases=[(1_000_000, 2, 30_000), (700_000, 4, 50_000)],
-    right=lambda P, b, p: P * b + 16 * p,
-    mistakes=[Mistake(count, says) for says in _BYTES for count in _BYTES[says]],
-    otherwise=lambda found, P, b, p: (
-        f"With {P:,} frozen numbers of {b} bytes and {p:,} trained ones the answer is "
-        f"{P * b + 16 * p:,}: the base's own bytes, and 4 + 4 + 8 for each trained number; found "
-        f"{found:,.0f}."
+
+def _matrices(sizes: Sizes, narrow: bool = True, gate: int = 3, tables: int = 2) -> int:
+    """Numbers in the matrices: of the blocks, and of so many tables of the vocabulary."""
+    blocks, h, kv, wide, vocab = sizes
+    return (
+        blocks * (2 * h * h + 2 * h * (kv if narrow else h) + gate * h * wide) + tables * vocab * h
+    )
+
+
+def _adapters(sizes: Sizes, r: int, narrow: bool = True, gate: int = 3) -> int:
+    """Numbers in adapters of rank r on every matrix of the blocks."""
+    blocks, h, kv, wide, _ = sizes
+    return blocks * r * (2 * (h + h) + 2 * (h + (kv if narrow else h)) + gate * (h + wide))
+
+
+def _llama(P: int, p: int, frozen: int = 2, trained: int = 16) -> tuple[int, int, int]:
+    return P, p, frozen * P + trained * p
+
+
+_PARTS = ("Numbers in the base", "Numbers in the adapters", "The number of bytes")
+
+check_llama_bytes = Exercise(
+    asks="sizes (blocks, width, narrow, wide, vocab) and r → numbers in the base, numbers in the "
+    "adapters, bytes of weights, gradients and Adam's state.",
+    cases=[((32, 4096, 1024, 14_336, 128_256), 16), ((3, 40, 10, 56, 300), 2)],
+    right=lambda sizes, r: _llama(_matrices(sizes), _adapters(sizes, r)),
+    mistakes=[
+        Mistake(
+            lambda s, r: _llama(_matrices(s, narrow=False), _adapters(s, r, narrow=False)),
+            "You make keys and values as wide as queries. Their matrices have `narrow` rows here, "
+            "because several heads of queries share one head of keys and values.",
+        ),
+        Mistake(
+            lambda s, r: _llama(_matrices(s), _adapters(s, r, narrow=False)),
+            "The base is right. An adapter has r numbers for each input and r for each output, and "
+            "the layers of keys and values have `narrow` outputs.",
+        ),
+        Mistake(
+            lambda s, r: _llama(_matrices(s, gate=2), _adapters(s, r, gate=2)),
+            "You count two wide matrices in a block. There is a third, the gate, as large as `up`.",
+        ),
+        Mistake(
+            lambda s, r: _llama(_matrices(s), _adapters(s, r, gate=2)),
+            "The gate has an adapter too: seven in each block.",
+        ),
+        *(
+            Mistake(
+                lambda s, r, tables=tables: _llama(_matrices(s, tables=tables), _adapters(s, r)),
+                "Embedding and head are two tables here, of one row of the width for each entry of "
+                "the vocabulary.",
+            )
+            for tables in (0, 1)
+        ),
+        Mistake(
+            lambda s, r: _llama(_matrices(s), _adapters((1, *s[1:]), r)),
+            "That is the adapters of one block. There are as many in every block.",
+        ),
+        Mistake(
+            lambda s, r: _llama(_matrices((1, *s[1:])), _adapters((1, *s[1:]), r)),
+            "You count one block. There are several, and one embedding and one head for all.",
+        ),
+        *(
+            Mistake(lambda s, r, cost=cost: _llama(_matrices(s), _adapters(s, r), *cost), says)
+            for says, costs in {
+                "A frozen weight costs its own bytes and no others, two in bfloat16: no gradient, "
+                "no state, no master copy.": [(16, 16), (4, 16), (6, 16), (8, 16)],
+                "An adapter is float32 and trained: 4 bytes for the number, 4 for its gradient, 8 "
+                "for the two means.": [(2, 4), (2, 8), (2, 12), (2, 14), (2, 2)],
+                "The frozen weights are there too, at two bytes each.": [(0, 16)],
+            }.items()
+            for cost in costs
+        ),
+    ],
+    otherwise=lambda found, sizes, r: (
+        f"For the sizes {sizes} and r = {r} there are {_matrices(sizes):,} numbers in the base, "
+        f"{_adapters(sizes, r):,} in the adapters, and "
+        f"{2 * _matrices(sizes) + 16 * _adapters(sizes, r):,} bytes; found {found}."
     ),
-    passed="the base's own bytes, and sixteen for each trained number.",
-    parts="The number of bytes",
+    passed="two bytes for each frozen number, sixteen for each trained one, whatever the block.",
+    parts=_PARTS,
 )
 
 
@@ -151,42 +190,49 @@ check_kept_inputs = Exercise(
 )
 
 
-#: {what to say: the share, of P numbers in the base and p in the adapter}
-_SHARES: dict[str, list[Function]] = {
-    "That is the share of the trained numbers. The frozen matrices still multiply, forward and "
-    "backward.": [lambda P, p: p / P, lambda P, p: p / (P + p)],
-    "The gradient of the input is missing. It has to pass through the frozen matrices to reach the "
-    "adapters below.": [lambda P, p: (2 * P + 6 * p) / (6 * P)],
-    "The adapter's own products are missing: 2 forward and 4 backward for each of its numbers.": [
-        lambda P, p: 4 * P / (6 * P)
+#: {what to say: the rank, of a matrix of m × n}
+_RANKS: dict[str, list[Function]] = {
+    "That is the rank from which the adapter has as many *numbers* as the matrix. Ask for the "
+    "operations: the frozen matrix still takes 4 for each of its numbers.": [
+        lambda m, n: -(-m * n // (m + n)),
+        lambda m, n: m * n / (m + n),
     ],
-    "The adapter goes backward too: its factors get gradients, and pass one on. It takes 6 "
-    "operations a number, like everything that is trained.": [
-        lambda P, p: (4 * P + 2 * p) / (6 * P),
-        lambda P, p: (4 * P + 4 * p) / (6 * P),
+    "A number of the adapter takes 6 operations a token, like everything that is trained, and full "
+    "fine-tuning's advantage is 2 for each number of the matrix.": [
+        lambda m, n: -(-m * n // (2 * (m + n))),
+        lambda m, n: -(-2 * m * n // (m + n)),
+        lambda m, n: -(-m * n // (6 * (m + n))),
     ],
-    "Full fine-tuning has no adapter: its step takes 6 operations for each number of the base.": [
-        lambda P, p: (4 * P + 6 * p) / (6 * (P + p))
+    "That is right for a square matrix, of m = n. In general an adapter has r (m + n) numbers.": [
+        lambda m, n: -(-m // 6),
+        lambda m, n: -(-n // 6),
+        lambda m, n: -(-min(m, n) // 6),
+        lambda m, n: -(-max(m, n) // 6),
     ],
-    "You have divided the other way round.": [lambda P, p: 6 * P / (4 * P + 6 * p)],
-    "You let the frozen matrices have a gradient of their own.": [
-        lambda P, p: (6 * P + 6 * p) / (6 * P),
-        lambda P, p: 1.0,
+    "At the rank below yours LoRA takes as many operations already: that is no cheaper.": [
+        lambda m, n: m * n // (3 * (m + n)) + 1,
+    ],
+    "At your rank LoRA is still cheaper. Round up: a rank is whole.": [
+        lambda m, n: m * n // (3 * (m + n)),
+        lambda m, n: -(-m * n // (3 * (m + n))) - 1,
+    ],
+    "A rank is a whole number: the first at which LoRA is no cheaper.": [
+        lambda m, n: m * n / (3 * (m + n)),
     ],
 }
 
-check_step_share = Exercise(
-    asks="P numbers in the base, p in the adapter → operations of a LoRA step ÷ those of a full "
-    "one.",
-    cases=[(1000, 10), (640, 400)],
-    right=lambda P, p: (4 * P + 6 * p) / (6 * P),
-    mistakes=[Mistake(share, says) for says in _SHARES for share in _SHARES[says]],
-    otherwise=lambda found, P, p: (
-        f"For {P} numbers in the base and {p} in the adapter the share is "
-        f"{(4 * P + 6 * p) / (6 * P):.4f}; found {found:.4f}."
+check_no_cheaper_rank = Exercise(
+    asks="m, n: the shape of a matrix → the smallest rank at which LoRA's step takes no fewer "
+    "operations than full fine-tuning's.",
+    cases=[(4096, 4096), (768, 768), (11_008, 4096), (12, 4), (7, 50)],
+    right=lambda m, n: -(-m * n // (3 * (m + n))),
+    mistakes=[Mistake(rank, says) for says in _RANKS for rank in _RANKS[says]],
+    otherwise=lambda found, m, n: (
+        f"For a matrix of {m} × {n} the condition is 4mn + 6r(m + n) ≥ 6mn, which the rank "
+        f"{-(-m * n // (3 * (m + n)))} is the first to meet; found {found}."
     ),
-    passed="two thirds, and one more adapter's share on top.",
-    parts="The share",
+    passed="r ≥ mn / 3(m + n), a third of the rank at which the adapter is as large as the matrix.",
+    parts="The rank",
 )
 
 

@@ -14,49 +14,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from torch import Tensor
 
 from minilora import add_lora, lora_layers
 from minilora.experiments.recording import STAGES, Row
 from minilora.experiments.running import Machine, rows_of
+from minilora.experiments.tasks import Change as Change
+from minilora.experiments.tasks import Task as Task
+from minilora.experiments.tasks import scored_row
 from minilora.experiments.tuning import Ladders, Tuning, best_rate, tune
-from minilora.lab.sweep import Cell, Data, sweep
-from minilora.lab.training import Diverged, Evaluation, evaluate, fit, set_seed
+from minilora.lab.sweep import Cell, fingerprint, sweep
+from minilora.lab.training import Diverged, evaluate, fit, set_seed
 from minilora.lab.transformer import TransformerClassifier
-
-Change = Callable[[Tensor], Tensor]
 
 BOTH = tuple(STAGES)
 TUNE, FINAL = ("tune",), ("final",)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Labelled examples for every seed, and two fixed sets to be scored on.
-
-    ``train`` must be a function of a module, or a `functools.partial` of one, so that it can be
-    sent to other processes. ``change`` is made to all pictures, (N, 1, H, W) → the same shape.
-    """
-
-    labels: int
-    train: Callable[[int], Data]
-    validation: Data
-    test: Data
-    change: Change | None = None
-
-    def labelled(self, seed: int) -> Data:
-        """The labelled pictures of a seed."""
-        return self._changed(self.train(seed))
-
-    @property
-    def scored(self) -> dict[str, Data]:
-        """The two sets."""
-        both = {"validation": self.validation, "test": self.test}
-        return {name: self._changed(pair) for name, pair in both.items()}
-
-    def _changed(self, pair: Data) -> Data:
-        x, y = pair
-        return (x if self.change is None else self.change(x)), y
 
 
 @dataclass(frozen=True)
@@ -142,13 +113,17 @@ def prepare(run: Run, model: TransformerClassifier) -> TransformerClassifier:
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of runs shares. ``name`` is that of its files, and the setting of its rows."""
+    """What a family of runs shares. ``name`` is that of its files, and the setting of its rows.
+
+    ``at_once`` adapters share a pass on a CPU, where it is given.
+    """
 
     name: str
     base: TransformerClassifier
     task: Task
     recipe: Recipe
     machine: Machine
+    at_once: int | None = None
 
     def compare(self, arms: Iterable[Run], tuning: Tuning) -> list[Row]:
         """Tune every arm and test it at its best rate; the rows.
@@ -158,16 +133,20 @@ class Family:
         of = {run.arm: run for run in arms}
         stages = BOTH if set(tuning.seeds) & set(tuning.tested) else TUNE
 
-        def train(ladders: Ladders) -> list[Row]:
-            return self.train(
+        def train(ladders: Ladders, seeds: Sequence[int]) -> list[Row]:
+            # Each set of seeds has pictures of its own, and therefore files of its own.
+            few = f"-{seeds[0]}-{seeds[-1]}" if tuning.glance else ""
+            family = replace(self, name=self.name + few)
+            rows = family.train(
                 [
                     of[arm].at(lr, seed)
                     for arm, rates in ladders.items()
                     for lr in rates
-                    for seed in tuning.seeds
+                    for seed in seeds
                 ],
                 stages,
             )
+            return [replace(row, setting=self.name) for row in rows]
 
         rows = tune(train, {arm: run.lr for arm, run in of.items()}, tuning)
         return self.tested(rows, of, dict.fromkeys(of, tuning.tested))
@@ -184,7 +163,7 @@ class Family:
         done = {
             (row.arm, row.seed): row
             for row in rows
-            if row.stage == "final" and row.lr == best[row.arm] and row.seed in seeds[row.arm]
+            if (row.stage, row.lr) == ("final", best.get(row.arm)) and row.seed in seeds[row.arm]
         }
         missing = [
             run.at(best[arm], seed)
@@ -196,6 +175,8 @@ class Family:
 
     def train(self, runs: Sequence[Run], stages: Sequence[str]) -> list[Row]:
         """Train the runs; a row for each stage and run: the first stage and the adapters first.
+
+        After them come the rows on single sheets and aside, where the task asks for them.
 
         Raises:
             ValueError: Whole models with another optimizer than AdamW, the one that `fit` has.
@@ -221,15 +202,18 @@ class Family:
                 stages=tuple(stages),
             )
             header = {"recipe": repr(self.recipe), "labels": self.task.labels}
+            header |= {"base": fingerprint(self.base.state_dict().items())}
             found += rows_of(wholes, work, f"{file}-whole", header, self.machine)
-        return [row for at in range(len(stages)) for row in (rows[at] for rows in found)]
+        by_stage = [rows[at] for at in range(len(stages)) for rows in found]
+        return by_stage + [row for rows in found for row in rows[len(stages) :]]
 
     def _swept(
         self, runs: Sequence[AdapterRun], file: str, stages: Sequence[str]
     ) -> list[list[Row]]:
         """Train the runs in one sweep; for each its row of every stage."""
-        machine, scored = self.machine, self.task.scored
+        machine = self.machine
         started = time.perf_counter()
+        on_cpu = machine.device.type == "cpu"
         results = sweep(
             self.base,
             [run.cell for run in runs],
@@ -237,8 +221,9 @@ class Family:
             steps=self.recipe.steps,
             batch_size=self.recipe.batch_size,
             optimizer=self.recipe.optimizer,
-            evaluate={STAGES[stage]: scored[STAGES[stage]] for stage in stages},
-            jobs=machine.jobs if machine.device.type == "cpu" else 1,
+            evaluate=self.task.sets(stages),
+            at_once=self.at_once if on_cpu else None,
+            jobs=machine.jobs if on_cpu else 1,
             path=machine.file(file),
             progress=None if machine.progress else False,
         )
@@ -259,15 +244,8 @@ class Family:
                 seconds=each,
                 diverged=result.diverged,
             )
-            found.append([scored_row(row, s, result.scores.get(STAGES[s])) for s in stages])
+            found.append(self.task.rows(row, stages, result.scores))
         return found
-
-
-def scored_row(row: Row, stage: str, found: Evaluation | None) -> Row:
-    """The row of a run on the set of a stage; without numbers where there are none."""
-    if found is None:
-        return replace(row, stage=stage)
-    return replace(row, stage=stage, accuracy=found.accuracy, log_loss=found.log_loss)
 
 
 def untrained(arm: str, base: TransformerClassifier, task: Task) -> Row:
@@ -313,7 +291,7 @@ def _whole(
             device=device,
             progress=False,
         ).loss
-        scores = {stage: evaluate(model, *task.scored[STAGES[stage]]) for stage in stages}
+        scores = {name: evaluate(model, *pair) for name, pair in task.sets(stages).items()}
     except Diverged:
         pass
     # `fit` looks at the loss now and then, and never at what its last step has made of the model.
@@ -322,4 +300,4 @@ def _whole(
     else:
         row = replace(row, train_loss=float(np.mean(losses[-10:])))
     row = replace(row, seconds=time.perf_counter() - started)
-    return [scored_row(row, stage, scores.get(stage)) for stage in stages]
+    return task.rows(row, stages, scores)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -72,7 +73,11 @@ class Quantity:
 class Recording:
     """A finished experiment: its settings, every raw row, and where and when it was run.
 
-    An experiment leaves ``rows``, ``quantities`` or both.
+    An experiment leaves ``rows``, ``quantities`` or both. ``part`` names the part of which this is
+    the recording; None for the whole experiment. ``seconds`` are those of the calls that finished
+    the parts, and ``peak_bytes`` what PyTorch's allocator has held at most on a card, in this
+    process, since the part began or last measured a peak of its own; off a card, the largest
+    process so far.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Recording:
     peak_bytes: int | None
     schema: int = field(default=SCHEMA)
     quantities: list[Quantity] = field(default_factory=list)
+    part: str | None = None
 
     @property
     def where(self) -> str:
@@ -95,26 +101,66 @@ class Recording:
         return f"profile {self.profile}, {self.device}, {self.date[:10]}"
 
 
+def file_name(name: str, profile: str, part: str | None = None) -> str:
+    """That of a recording: ``NAME.PROFILE.json``, or ``NAME-PART.PROFILE.json`` of one part."""
+    return f"{name}.{profile}.json" if part is None else f"{name}-{part}.{profile}.json"
+
+
 def write_recording(recording: Recording, folder: Path | str) -> Path:
-    """Check a recording and write ``NAME.PROFILE.json``, whole or not at all."""
+    """Check a recording and write its file, whole or not at all; see `file_name`."""
     check_recording(asdict(recording))
-    path = Path(folder) / f"{recording.name}.{recording.profile}.json"
+    path = Path(folder) / file_name(recording.name, recording.profile, recording.part)
     text = json.dumps(_rounded(asdict(recording)), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode())
     return path
 
 
-def keep_run(recording: Recording, part: str | None = None) -> None:
+def keep_run(recording: Recording) -> None:
     """Leave a run in the folder that ``MINILORA_RUNS`` names, if it names one.
 
     The build sets it, so that the tests can hold the sentences of a page against the run that the
-    page has shown. ``part`` is added to the file's name.
+    page has shown.
     """
     folder = os.environ.get("MINILORA_RUNS")
     if folder:
-        name = recording.name if part is None else f"{recording.name}-{part}"
-        write_recording(replace(recording, name=name), folder)
+        write_recording(recording, folder)
+
+
+def together(recordings: Sequence[Recording], part: str | None = None) -> Recording:
+    """One recording of the rows and quantities of several, which are parts of one experiment.
+
+    ``part`` is what it is a recording of; None if that is the whole.
+
+    Raises:
+        ValueError: They are not of one size, or not of the same code on the same machine.
+    """
+    first = recordings[0]
+    for one in recordings:
+        if not same_work(one, first):
+            raise ValueError(
+                f"{first.name}: the parts {first.part} and {one.part} are not of one run: "
+                "size, code, machine or versions differ"
+            )
+    peaks = [one.peak_bytes for one in recordings if one.peak_bytes is not None]
+    return replace(
+        first,
+        rows=[row for one in recordings for row in one.rows],
+        quantities=[q for one in recordings for q in one.quantities],
+        date=max(one.date for one in recordings),
+        commit=first.commit if len({one.commit for one in recordings}) == 1 else None,
+        seconds=sum(one.seconds for one in recordings),
+        peak_bytes=max(peaks, default=None),
+        part=part,
+    )
+
+
+def same_work(a: Recording, b: Recording) -> bool:
+    """Whether two recordings are of the same size, code, machine and versions."""
+    return all(
+        json.dumps(_rounded(getattr(a, key))) == json.dumps(_rounded(getattr(b, key)))
+        for key in ("name", "profile", "settings", "source", "device", "versions")
+    )
 
 
 def read_recording(path: Path | str) -> Recording:
@@ -129,9 +175,25 @@ def read_recording(path: Path | str) -> Recording:
     return Recording(rows=rows, quantities=quantities, **content)
 
 
-def load_recording(name: str, profile: str = "gpu", folder: Path | str = RECORDED) -> Any:
-    """The recording of an experiment, or None where there is none: then say `not_recorded`."""
-    path = Path(folder) / f"{name}.{profile}.json"
+def load_recording(
+    name: str,
+    profile: str = "gpu",
+    folder: Path | str = RECORDED,
+    *,
+    parts: Sequence[str] | None = None,
+) -> Any:
+    """The recording of an experiment, or None where there is none: then say `not_recorded`.
+
+    While an experiment is not finished, each finished part has a recording of its own. Whoever
+    names ``parts`` can do with these alone.
+    """
+    if parts is not None:
+        paths = [Path(folder) / file_name(name, profile, part) for part in parts]
+        if all(path.exists() for path in paths):
+            found = [read_recording(path) for path in paths]
+            if all(same_work(one, found[0]) for one in found):
+                return together(found, "-".join(parts))
+    path = Path(folder) / file_name(name, profile)
     return read_recording(path) if path.exists() else None
 
 
@@ -143,8 +205,12 @@ def not_recorded(name: str, profile: str = "gpu") -> str:
     )
 
 
+@functools.cache
 def source_of(experiment: str) -> str:
-    """A hash of all code that an experiment rests on, by its name."""
+    """A hash of all code that an experiment rests on, by its name.
+
+    Taken once: what is changed later on the disk is not what this process runs.
+    """
     return source_hash(sources(f"minilora.experiments.{experiment}"))
 
 
@@ -155,7 +221,7 @@ def is_stale(recording: Recording) -> bool:
 
 def check_recording(content: Any) -> None:
     """Raise ValueError unless this (from JSON, or ``asdict``) is a sound recording."""
-    _fields(content, Recording, "the recording", optional={"quantities"})
+    _fields(content, Recording, "the recording", optional={"quantities", "part"})
     if content["schema"] != SCHEMA:
         raise ValueError(f"schema {content['schema']} is not the {SCHEMA} that this code reads")
     types: dict[str, type] = {
@@ -175,6 +241,8 @@ def check_recording(content: Any) -> None:
         if key not in content["versions"]:
             raise ValueError(f"versions must name {key}")
     _typed(content.get("quantities", []), list, "quantities")
+    if content.get("part") is not None:
+        _typed(content["part"], str, "part")
     if not content["rows"] and not content.get("quantities"):
         raise ValueError("a recording without rows or quantities records nothing")
     seen = set()

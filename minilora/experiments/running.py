@@ -6,8 +6,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,15 +18,22 @@ from minilora.experiments.recording import (
     Quantity,
     Recording,
     Row,
+    file_name,
     keep_run,
+    read_recording,
+    same_work,
     source_of,
+    together,
     write_recording,
 )
 from minilora.lab.provenance import commit, device_name, now, peak_memory, versions
 from minilora.lab.training import one_thread
-from minilora.lab.work import Journal, cores, spread
+from minilora.lab.work import Journal, OtherWork, cores, spread
 
 _Run = TypeVar("_Run")
+
+#: Processes that share a card. Each takes seconds to reach it, and they wait for each other there.
+CARD_JOBS = 4
 
 
 @dataclass(frozen=True)
@@ -88,56 +96,120 @@ class Experiment(Generic[_Profile]):
     ) -> Recording:
         """Run the parts, all unless some are named; ``out`` is a folder for ``NAME.PROFILE.json``.
 
-        Until that is there, finished work is kept in a folder beside it, so that a second call
-        goes on where the first was stopped. ``jobs`` processes share the work: one for each core,
-        or six for a card.
+        Until that is there, each finished part has a recording of its own in the folder, and what
+        is finished of an unfinished part lies in a folder beside it, so that a second call goes on
+        where the first was stopped. ``jobs`` processes share the work: one for each core, or four
+        for a card.
 
         Raises:
-            ValueError: A part that there is not; ``out`` with some of the parts only; the gpu
-                profile without a card, unless ``device`` says where to run it.
+            ValueError: A part that there is not; the gpu profile without a card, unless ``device``
+                says where to run it.
+            minilora.lab.work.OutOfTime: Under a `minilora.lab.work.time_limit`, there is work left
+                and no time.
         """
         if isinstance(profile, str):
             profile = self.profiles[profile]
         chosen = list(self.parts if parts is None else parts)
         if unknown := [part for part in chosen if part not in self.parts]:
             raise ValueError(f"no part {unknown[0]!r}; there are {', '.join(self.parts)}")
-        if out is not None and set(chosen) != set(self.parts):
-            raise ValueError("a recording holds all parts: leave either parts or out away")
         machine = self._machine(profile, jobs, device, out, progress)
         started = time.perf_counter()
-        rows: list[Row] = []
-        quantities: list[Quantity] = []
-        journal = Journal(machine.file("parts"), {"settings": repr(profile)}, replace=True)
+        found = []
         for part in chosen:
-            if part not in journal.entries:
-                found = self.run_part(profile, part, machine)
-                journal.add(part, [asdict(one) for one in found])
-            for one in journal.entries[part]:
-                if "measured" in one:
-                    quantities.append(Quantity(**one))
-                else:
-                    rows.append(Row(**one))
+            one = self._of_part(profile, part, machine, out)
+            if one is None:
+                one = self._run_part(profile, part, machine)
+                if out is not None:
+                    write_recording(one, out)
+            found.append(one)
             machine.say(f"{self.name}: {part}, {time.perf_counter() - started:.0f} s")
-        recording = Recording(
-            name=self.name,
-            profile=profile.name,
-            settings=asdict(profile),
-            rows=rows,
-            quantities=quantities,
-            source=machine.source,
-            device=device_name(machine.device),
-            versions=versions(),
-            date=now(),
+        whole = set(chosen) == set(self.parts)
+        recording = together(found, None if whole else "-".join(chosen))
+        if out is not None:
+            self._gather(profile, machine, out)
+        keep_run(recording)
+        return recording
+
+    def recorded(
+        self,
+        profile: str | _Profile,
+        part: str,
+        out: Path | str,
+        device: torch.device | str | None = None,
+    ) -> bool:
+        """Whether a folder has a recording of the part, by itself or in that of the whole.
+
+        It must be of the same size, made by the same code, on such a machine.
+        """
+        if isinstance(profile, str):
+            profile = self.profiles[profile]
+        machine = self._machine(profile, None, device, out, False)
+        names = (part, None)
+        return any(self._of_part(profile, name, machine, out) is not None for name in names)
+
+    def _run_part(self, profile: _Profile, part: str, machine: Machine) -> Recording:
+        if machine.device.type == "cuda":
+            torch.cuda.init()  # before it there is no peak to set back
+            torch.cuda.reset_peak_memory_stats(machine.device)
+        started = time.perf_counter()
+        try:
+            found = self.run_part(profile, part, machine)
+        except OtherWork:
+            # A base that had to be trained anew on a card need not be the same to the last bit.
+            machine.say(f"{self.name}: what is there of {part} belongs to another base; afresh")
+            assert machine.folder is not None
+            shutil.rmtree(machine.folder)
+            found = self.run_part(profile, part, machine)
+        return replace(
+            self._empty(profile, part, machine),
+            rows=[one for one in found if isinstance(one, Row)],
+            quantities=[one for one in found if isinstance(one, Quantity)],
             commit=commit(),
             seconds=time.perf_counter() - started,
             peak_bytes=peak_memory(machine.device),
         )
-        if out is not None:
-            write_recording(recording, out)
+
+    def _empty(self, profile: _Profile, part: str | None, machine: Machine) -> Recording:
+        """The recording of a part without what was found."""
+        return Recording(
+            name=self.name,
+            profile=profile.name,
+            part=part,
+            settings=asdict(profile),
+            rows=[],
+            source=machine.source,
+            device=device_name(machine.device),
+            versions=versions() | _more_versions(),
+            date=now(),
+            commit=None,
+            seconds=0.0,
+            peak_bytes=None,
+        )
+
+    def _of_part(
+        self, profile: _Profile, part: str | None, machine: Machine, out: Path | str | None
+    ) -> Recording | None:
+        """What a folder has of a part (None: of the whole), if it is what would be run now."""
+        if out is None:
+            return None
+        path = Path(out) / file_name(self.name, profile.name, part)
+        try:
+            found = read_recording(path)
+        except (FileNotFoundError, ValueError):  # not there, or not sound: it is made anew
+            return None
+        return found if same_work(found, self._empty(profile, part, machine)) else None
+
+    def _gather(self, profile: _Profile, machine: Machine, out: Path | str) -> None:
+        """Where the folder has every part, write one recording and delete those of the parts."""
+        found = [self._of_part(profile, part, machine, out) for part in self.parts]
+        parts = [one for one in found if one is not None]
+        if len(parts) < len(found):
+            return
+        write_recording(together(parts), out)
+        for part in self.parts:
+            (Path(out) / file_name(self.name, profile.name, part)).unlink()
         if machine.folder is not None:
             shutil.rmtree(machine.folder, ignore_errors=True)
-        keep_run(recording, None if set(chosen) == set(self.parts) else "-".join(chosen))
-        return recording
 
     def _machine(
         self,
@@ -158,8 +230,16 @@ class Experiment(Generic[_Profile]):
         folder = None
         if out is not None:
             folder = Path(out) / f"{self.name}.{profile.name}.{source[:12]}.parts"
-        processes = jobs or (min(cores(), 6) if chosen.type == "cuda" else cores())
+        processes = jobs or (min(cores(), CARD_JOBS) if chosen.type == "cuda" else cores())
         return Machine(chosen, processes, folder, source, progress)
+
+
+def _more_versions() -> dict[str, str]:
+    """How exact products of float32 are, and PEFT's version where it is installed."""
+    found = {"float32 products": torch.get_float32_matmul_precision()}
+    with suppress(metadata.PackageNotFoundError):
+        found["peft"] = metadata.version("peft")
+    return found
 
 
 def rows_of(
@@ -177,16 +257,12 @@ def rows_of(
     journal = Journal(machine.file(name), {"source": machine.source} | header, replace=True)
     missing = [run for run in runs if repr(run) not in journal.entries]
     started, shown = time.perf_counter(), 0.0
-    found = spread(partial(_on_one_thread, work), missing, machine.jobs)
-    for done, (run, rows) in enumerate(zip(missing, found, strict=True), 1):
-        journal.add(repr(run), [asdict(row) for row in rows])
-        elapsed = time.perf_counter() - started
-        if elapsed - shown > 5 or done == len(missing):
-            shown = elapsed
-            machine.say(f"{name}: {done} of {len(missing)} in {elapsed:.0f} s")
-    return [[Row(**row) for row in journal.entries[repr(run)]] for run in runs]
-
-
-def _on_one_thread(work: Callable[[_Run], list[Row]], run: _Run) -> list[Row]:
     with one_thread():
-        return work(run)
+        found = spread(work, missing, machine.jobs)
+        for done, (run, rows) in enumerate(zip(missing, found, strict=True), 1):
+            journal.add(repr(run), [asdict(row) for row in rows])
+            elapsed = time.perf_counter() - started
+            if elapsed - shown > 5 or done == len(missing):
+                shown = elapsed
+                machine.say(f"{name}: {done} of {len(missing)} in {elapsed:.0f} s")
+    return [[Row(**row) for row in journal.entries[repr(run)]] for run in runs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,17 @@ from minilora.experiments.tuning import rate_curve
 
 METRICS = ("accuracy", "log_loss")
 
+#: Kinds of rows that stand beside an arm's own: its runs on one sheet, and on other pictures.
+BESIDE = ("sheet", "aside")
+
 
 @dataclass(frozen=True)
 class ArmResult:
     """One arm at one number of labels: the mean over seeds and its standard error (nan for one).
 
     ``values`` are the seeds' own accuracies, in the order of the seeds. ``log_loss`` is in nats,
-    nan for methods that give no probabilities.
+    nan for methods that give no probabilities, and ``train_loss`` is its mean on the last batches
+    of the training, nan where nothing is trained step by step.
     """
 
     arm: str
@@ -32,13 +37,15 @@ class ArmResult:
     log_loss: float
     log_loss_se: float
     values: tuple[float, ...]
+    train_loss: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Paired:
-    """How much better arm ``a`` is than arm ``b``, seed by seed, with a 95% t-interval.
+    """How much better arm ``a`` is than arm ``b``, one by one, with a 95% t-interval.
 
-    ``mean`` is a − b. ``detectable`` is whether the interval leaves out zero.
+    ``mean`` is a − b, and ``seeds`` is how many differences there are: one for each draw, or one
+    for each sheet. ``detectable`` is whether the interval leaves out zero.
     """
 
     a: str
@@ -62,7 +69,9 @@ def summarise(recording: Recording, labels: int | None = None) -> list[ArmResult
     """
     labels = _labels(recording, labels)
     names = dict.fromkeys(
-        row.arm for row in recording.rows if row.stage == "final" and row.labels == labels
+        row.arm
+        for row in recording.rows
+        if row.stage == "final" and row.labels == labels and row.kind not in BESIDE
     )
     return [_summary(_final(recording, name, labels)) for name in names]
 
@@ -71,8 +80,6 @@ def paired(
     recording: Recording, a: str, b: str, metric: str = "accuracy", labels: int | None = None
 ) -> Paired:
     """The difference of two arms over the seeds that both have. Needs two seeds at least."""
-    from scipy.stats import t  # scikit-learn brings it
-
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, but is {metric!r}")
     labels = _labels(recording, labels)
@@ -83,10 +90,40 @@ def paired(
     both = [seed for seed in of_a if of_a[seed] is not None and of_b.get(seed) is not None]
     if len(both) < 2:
         raise ValueError(f"{a!r} and {b!r} share {len(both)} seeds with a {metric}: need 2")
-    differences = np.array([of_a[seed] - of_b[seed] for seed in both])
+    return _interval(a, b, metric, [of_a[seed] - of_b[seed] for seed in both])
+
+
+def by_sheet(recording: Recording, a: str, b: str, metric: str = "accuracy") -> dict[int, float]:
+    """{sheet: a − b for its writing}, the mean over the seeds; their mean is about that of all.
+
+    A picture has its two digits from two sheets, as a rule. What a sheet is ahead or behind by, on
+    the pictures with one of its digits, therefore counts twice.
+    """
+    labels = _labels(recording, None)
+    whole = paired(recording, a, b, metric, labels).mean
+    of: list[dict[int, float]] = []
+    for arm in (a, b):
+        rows: dict[int, list[float]] = {}
+        for row in recording.rows:
+            name, _, sheet = row.arm.rpartition(", sheet ")
+            if (name, row.labels, row.kind) == (arm, labels, "sheet"):
+                rows.setdefault(int(sheet), []).append(getattr(row, metric))
+        of.append({sheet: float(np.mean(values)) for sheet, values in sorted(rows.items())})
+    return {sheet: whole + 2 * (of[0][sheet] - of[1][sheet] - whole) for sheet in of[0]}
+
+
+def paired_by_sheet(recording: Recording, a: str, b: str, metric: str = "accuracy") -> Paired:
+    """The difference of two arms over the sheets of handwriting that the test pictures are from."""
+    return _interval(a, b, metric, list(by_sheet(recording, a, b, metric).values()))
+
+
+def _interval(a: str, b: str, metric: str, values: list[float]) -> Paired:
+    from scipy.stats import t  # scikit-learn brings it
+
+    differences = np.array(values)
     mean = float(differences.mean())
-    half = float(t.ppf(0.975, len(both) - 1) * differences.std(ddof=1) / len(both) ** 0.5)
-    return Paired(a, b, metric, mean, mean - half, mean + half, len(both))
+    half = float(t.ppf(0.975, len(values) - 1) * differences.std(ddof=1) / len(values) ** 0.5)
+    return Paired(a, b, metric, mean, mean - half, mean + half, len(values))
 
 
 def tuning_curve(recording: Recording, arm: str, labels: int | None = None) -> dict[float, float]:
@@ -119,16 +156,29 @@ def ratios(recording: Recording, what: str, arm: str, other: str, size: int) -> 
     return [a.measured / b.measured for a, b in zip(*pair, strict=True)]
 
 
-def table(recording: Recording, labels: int | None = None) -> str:
-    """The summaries as lines of text: arm, trainable parameters, accuracy and log loss ± SE."""
-    lines = [f"{'':<22}{'trainable':>10}  {'accuracy, %':>12}  {'log loss, nats':>14}  {'rate':>7}"]
+def table(
+    recording: Recording, labels: int | None = None, arms: Sequence[str] | None = None
+) -> str:
+    """The summaries as lines of text, of all arms or of some.
+
+    Arm, trainable parameters, accuracy and log loss ± SE, training loss, and learning rate.
+    """
+    lines = [
+        f"{'':<22}{'trainable':>10}  {'accuracy, %':>12}  {'log loss, nats':>14}"
+        f"  {'in training':>11}  {'rate':>7}"
+    ]
     for one in summarise(recording, labels):
+        if arms is not None and one.arm not in arms:
+            continue
         count = "" if one.parameters is None else f"{one.parameters:,}"
         accuracy = f"{100 * one.accuracy:.1f}" + _plus_minus(100 * one.accuracy_se, 1)
         loss = "" if np.isnan(one.log_loss) else f"{one.log_loss:.3f}"
         loss += _plus_minus(one.log_loss_se, 3) if loss else ""
+        train = "" if np.isnan(one.train_loss) else f"{one.train_loss:.3f}"
         rate = "" if one.lr is None else f"{one.lr:g}"
-        lines.append(f"{one.arm:<22}{count:>10}  {accuracy:>12}  {loss:>14}  {rate:>7}")
+        lines.append(
+            f"{one.arm:<22}{count:>10}  {accuracy:>12}  {loss:>14}  {train:>11}  {rate:>7}"
+        )
     return "\n".join(lines)
 
 
@@ -154,7 +204,7 @@ def _final(recording: Recording, arm: str, labels: int) -> list[Row]:
         row for row in recording.rows if (row.stage, row.arm, row.labels) == ("final", arm, labels)
     ]
     if not rows:
-        known = dict.fromkeys(row.arm for row in recording.rows)
+        known = dict.fromkeys(row.arm for row in recording.rows if row.kind not in BESIDE)
         raise ValueError(f"no test rows of {arm!r} with {labels} labels; arms: {list(known)}")
     return sorted(rows, key=lambda row: row.seed)
 
@@ -162,6 +212,7 @@ def _final(recording: Recording, arm: str, labels: int) -> list[Row]:
 def _summary(rows: list[Row]) -> ArmResult:
     accuracy, accuracy_se = _mean([row.accuracy for row in rows])
     log_loss, log_loss_se = _mean([row.log_loss for row in rows])
+    train_loss, _ = _mean([row.train_loss for row in rows])
     first = rows[0]
     return ArmResult(
         arm=first.arm,
@@ -176,6 +227,7 @@ def _summary(rows: list[Row]) -> ArmResult:
         log_loss=log_loss,
         log_loss_se=log_loss_se,
         values=tuple(float("nan") if row.accuracy is None else row.accuracy for row in rows),
+        train_loss=train_loss,
     )
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 
 import torch
 
-from minilora.experiments.families import Change, Task
+from minilora.experiments.tasks import Change, Task
 from minilora.lab import data
 from minilora.lab.pretrained import ADDER, pretrained_adder
 from minilora.lab.sweep import Data
@@ -24,7 +24,7 @@ class Sums:
     """The base and the pictures of a profile.
 
     ``steps`` and ``lr`` are those of the pretraining, ``validation`` and ``test`` numbers of
-    pictures. A wider model's learning rates start ``lower`` by so many steps on the ladder.
+    pictures.
     """
 
     model: TransformerConfig
@@ -32,7 +32,6 @@ class Sums:
     lr: float
     validation: int
     test: int
-    lower: int = 0
 
 
 SUMS = {
@@ -43,7 +42,6 @@ SUMS = {
         lr=1e-3,
         validation=764,
         test=1536,
-        lower=1,
     ),
     "smoke": Sums(
         replace(ADDER, width=8, layers=1, heads=2), steps=8, lr=3e-3, validation=60, test=60
@@ -80,6 +78,21 @@ def task(sums: Sums, labels: int, change: Change | None = None) -> Task:
         test=_tensors(data.pairs(hand.test, sums.test, seed=1002)),
         change=change,
     )
+
+
+def sheets(sums: Sums) -> torch.Tensor:
+    """From which sheets the two digits of each test picture come: (N, 2)."""
+    test = _handwriting().test
+    first = int(test.sheet.min())
+    # Dealt as the pictures are, with the sheet's number in the place of the digit.
+    numbered = replace(test, y=test.sheet - first)
+    both = data.pairs(numbered, sums.test, seed=1002, label="number").y
+    return torch.stack([both // 10, both % 10], dim=1) + first
+
+
+def printed(count: int = 1000) -> Data:
+    """Printed pairs with their sums, which the base has not seen."""
+    return _tensors(data.pairs(data.printed_digits(2 * count, seed=1), count, seed=1))
 
 
 @lru_cache(maxsize=1)

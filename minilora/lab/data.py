@@ -1,7 +1,7 @@
 """Data that every machine already has: nothing here downloads anything.
 
-``digits`` is the real handwriting that comes with scikit-learn, split so that no writer's hand is
-on both sides. ``printed_digits`` draws as many digits as you like from the fonts that come with
+``digits`` is the real handwriting that comes with scikit-learn, split so that no sheet is on
+both sides. ``printed_digits`` draws as many digits as you like from the fonts that come with
 matplotlib, bends them, and turns them into pictures the way the handwriting was. ``photo`` is one
 of scikit-learn's two photographs.
 """

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from minilora.lab.work import keep_to_time
+
 Call = Callable[[], object]
 
 
@@ -66,20 +68,13 @@ class Watched:
 def watch(run: Call) -> Watched:
     """Call ``run()`` and follow every operation, and every tensor that it makes, on any device.
 
-    What an operation allocates for itself and frees again is not seen.
+    What an operation allocates for itself and frees again is not seen. Operations are counted by
+    the formulas of PyTorch's own counter, and without the hooks that it puts on all modules: an
+    adapted layer with hooks takes its textbook form.
     """
     with _Counting() as seen:
         run()
     return Watched(seen.calls, seen.flops, seen.peak)
-
-
-def count_flops(run: Call) -> int:
-    """Floating-point operations of the matrix products in ``run()``, counted as they happen.
-
-    PyTorch's own counter puts hooks on all modules, and an adapted layer with hooks takes its
-    textbook form; this one uses the counter's formulas without the hooks.
-    """
-    return watch(run).flops
 
 
 def _update_flops(y: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
@@ -175,14 +170,20 @@ def take_turns(
     """{name: seconds of each round}: every run once a round, in an order drawn anew.
 
     A machine that slows down for a while then slows all of them, and the ratio of two runs within
-    a round stays fair. The first ``warm_ups`` rounds do not count.
+    a round stays fair. The first ``warm_ups`` rounds do not count. Under a
+    `minilora.lab.work.time_limit` no round is begun for which the time left is too short.
     """
     order, names = random.Random(0), list(runs)
     spent: dict[str, list[float]] = {name: [] for name in names}
+    longest = 0.0
     for turn in range(warm_ups + rounds):
+        keep_to_time(longest)
+        round_took = 0.0
         order.shuffle(names)
         for name in names:
             took = seconds(runs[name], device)
+            round_took += took
             if turn >= warm_ups:
                 spent[name].append(took)
+        longest = max(longest, round_took)
     return spent

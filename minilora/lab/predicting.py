@@ -148,8 +148,8 @@ class Step:
         batch: Sequences in the step. ``tokens``: in each of them.
         dtype: Of the base: torch.float32 or torch.bfloat16. Adapters are float32.
         checkpointing: Whether a block keeps its input only, and is computed once more.
-        device: "cpu" or "cuda". For half precision CUDA keeps the statistics of a normalisation
-            in float32, the CPU in the type of its input.
+        device: As torch names it, "cpu" or "cuda" or "cuda:1". For half precision CUDA keeps the
+            statistics of a normalisation in float32, the CPU in the type of its input.
     """
 
     model: DecoderConfig
@@ -173,7 +173,8 @@ class Step:
     @property
     def _statistics(self) -> int:
         # The mean of each token, and one over its deviation.
-        return 2 * self.n * (4 if self.device == "cuda" else self.dtype.itemsize)
+        cuda = torch.device(self.device).type == "cuda"
+        return 2 * self.n * (4 if cuda else self.dtype.itemsize)
 
     def adapters(self) -> int:
         """Numbers in all adapters, A and B."""

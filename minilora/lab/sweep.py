@@ -19,7 +19,7 @@ import copy
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise, product
@@ -160,15 +160,18 @@ def sweep(
     ``optimizer="sgd"`` takes plain gradient steps instead. ``evaluate`` names pairs on which every
     trained cell is scored, and with ``every`` after so many steps each time as well.
 
-    ``at_once`` cells share a pass (left out: 8 on a CPU, 64 on a card), similar ones together.
-    ``jobs`` processes share the passes; inside ``joblib.parallel_config(backend="dask")`` they are
-    spread over that cluster instead. With ``path``, each finished pass is kept in that file, and a
-    second call with the same arguments goes on from there. ``keep`` returns the trained factors.
+    ``at_once`` cells share a pass (left out: 8 on a CPU; on a card one for each half GiB of its
+    memory, 256 at most), similar ones together. ``jobs`` processes share the passes; inside
+    ``joblib.parallel_config(backend="dask")`` they are spread over that cluster instead. With
+    ``path``, each finished pass is kept in that file, and a second call with the same arguments
+    goes on from there. ``keep`` returns the trained factors.
 
     Returns:
         One `Result` for each cell, in their order.
 
     Raises:
+        minilora.lab.work.OutOfTime: Under a `minilora.lab.work.time_limit`, passes are left and no
+            time; those that are done are in the file.
         ValueError: No cells; a cell that appears twice or does not fit the model; ``keep`` with
             ``path``, which holds no factors; a file at ``path`` that belongs to another sweep.
     """
@@ -195,7 +198,7 @@ def sweep(
     todo = [i for i in range(len(cells)) if i not in kept]
     # Cells of like ranks share a pass, so that little of it is padding.
     todo.sort(key=lambda i: (sorted(ranks[i]), sorted(ranks[i].values())))
-    size = at_once or (64 if device.type == "cuda" else 8)
+    size = at_once or _at_once(device)
     passes = [todo[a:b] for a, b in _portions(len(todo), size, abs(jobs))]
     together = partial(_train, base, pairs, scored, settings, keep)
     found = spread(together, [[cells[i] for i in rows] for rows in passes], jobs)
@@ -204,6 +207,18 @@ def sweep(
             kept[i] = result
             journal.add(keys[i], _entry(result))
     return [kept[i] for i in range(len(cells))]
+
+
+def _at_once(device: torch.device) -> int:
+    """How many cells share a pass.
+
+    A CPU is fastest while they fit its cache. On a card a pass takes about as long for many cells
+    as for a few, until its calls are no longer what takes the time.
+    """
+    if device.type != "cuda":
+        return 8
+    halves = torch.cuda.get_device_properties(device).total_memory // 2**29
+    return max(1, min(256, halves))
 
 
 def _portions(count: int, size: int, jobs: int) -> list[tuple[int, int]]:
@@ -313,7 +328,8 @@ class _Stack:
     def __init__(self, base: nn.Module, cells: list[Cell]) -> None:
         model = _same_weights(base)
         with _DRAWING:
-            drawn = [_draw(model, cell) for cell in cells]  # [{path: (A, B, scale)}]
+            drawing = _drawing_model(model)
+            drawn = [_draw(drawing, cell) for cell in cells]  # [{path: (A, B, scale)}]
             paths = {path for factors in drawn for path in factors}
             R = max(len(A) for factors in drawn for A, _, _ in factors.values())
             add_lora(model, LoRAConfig(r=R, alpha=R, targets=lambda path, _: path in paths))
@@ -330,7 +346,8 @@ class _Stack:
                 padded_A, padded_B = like.new_zeros(a_shape), like.new_zeros(b_shape)
                 if path in factors:
                     A, B, scales[i, k] = factors[path]
-                    padded_A[: len(A)], padded_B[:, : len(A)] = A, B
+                    padded_A[: len(A)].copy_(A)
+                    padded_B[:, : len(A)].copy_(B)
                 parts_A.append(padded_A.flatten())
                 parts_B.append(padded_B.flatten())
             rows_A.append(torch.cat(parts_A))
@@ -366,7 +383,7 @@ class _Stack:
         """{name: how good each cell is on the pair of that name}."""
         forward = vmap(self.forward, in_dims=(0, 0, 0, None))
         # On a CPU small portions are faster, since they fit its cache.
-        size = max(1, (4096 if self.A.is_cuda else 512) // len(self.A))
+        size = max(1, (32_768 if self.A.is_cuda else 512) // len(self.A))
         self.model.eval()
         found = {}
         for name, (x, y) in scored.items():
@@ -441,6 +458,15 @@ def _same_weights(base: nn.Module) -> nn.Module:
     return copy.deepcopy(base, memo)
 
 
+def _drawing_model(model: nn.Module) -> nn.Module:
+    """The model, on the CPU: a card has a random generator of its own, and draws other numbers.
+
+    So a sweep's adapters are those that a model gets before it is moved to a card.
+    """
+    on_card = next(model.parameters()).device.type == "cuda"
+    return _same_weights(model).cpu() if on_card else model
+
+
 def _draw(model: nn.Module, cell: Cell) -> dict[str, tuple[Tensor, Tensor, float]]:
     """{path: (A, B, scale)} as a run of this cell alone would begin."""
     set_seed(cell.seed)
@@ -500,17 +526,22 @@ def _header(
     base: nn.Module, pairs: dict[int, Data], scored: dict[str, Data], settings: _Settings
 ) -> dict[str, Any]:
     """What settles the results, apart from the cells."""
-    digest = hashlib.sha256()
     parts: list[tuple[str, Tensor]] = [*base.state_dict().items()]
     for name, pair in [*pairs.items(), *scored.items()]:
         parts += [(f"{name} {part}", tensor) for part, tensor in zip("xy", pair, strict=True)]
-    for label, tensor in parts:
-        digest.update(f"{label} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
     # Data drawn for a seed counts seed by seed, so more seeds can be added to a finished file only
     # where all cells share their data.
-    return {"sweep": asdict(settings), "of": digest.hexdigest(), "torch": torch.__version__}
+    return {"sweep": asdict(settings), "of": fingerprint(parts), "torch": torch.__version__}
+
+
+def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors and their names, as of ``model.state_dict().items()``: 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _entry(result: Result) -> dict[str, Any]:

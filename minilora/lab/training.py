@@ -154,12 +154,12 @@ def fit(
     notebook, and not where the environment variable ``CI`` is set. Raises :class:`Diverged` when
     the loss stops being finite.
     """
+    if device is not None:  # first of all: a move may put new parameters in the old ones' places
+        model.to(device)
     candidates = model.parameters() if parameters is None else parameters
     trained = [p for p in candidates if p.requires_grad]
     if not trained:
         raise ValueError("nothing to train: no parameter requires a gradient")
-    if device is not None:
-        model.to(device)
     device = trained[0].device
     x, y = x.to(device), y.to(device)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)

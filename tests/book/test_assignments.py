@@ -40,7 +40,9 @@ def test_only_the_solutions_are_gone(path):
 def test_one_mark_is_enough(metadata):
     cell = {"cell_type": "code", "metadata": metadata, "source": ["1"]}
     kept = {"cell_type": "code", "metadata": {"tags": ["hide-input"]}, "source": ["2"]}
-    assert assignments.without_solutions({"cells": [cell, kept]})["cells"] == [kept]
+    plumbing = {"cell_type": "code", "metadata": {**metadata, "tags": ["remove-cell"]}}
+    cells = [cell, kept, plumbing]
+    assert assignments.without_solutions({"cells": cells})["cells"] == [kept, plumbing]
 
 
 def test_the_written_files_are_plain_and_have_no_solutions(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
-"""Answers to the check of chapter 3 that is a function."""
+"""Answers to the checks of chapter 3 that are functions."""
 
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
-from minilora.exercises.ch03 import RANDOMIZED_SVD
+from minilora.exercises.ch03 import RANDOMIZED_SVD, SHUFFLED_RIVAL
 from minilora.exercises.tools import Function
 
 
@@ -31,7 +32,21 @@ def in_full_size_by_eigenvalues(X, omega, r):
     return Q @ (Q.T @ X) @ V / s, s, V.T
 
 
-RIGHT: dict[str, Function] = {"randomized_svd": with_other_signs}
+def in_full_size_by_scipy(X, omega, r):
+    Q, _ = np.linalg.qr(X @ omega)
+    U, s, Vt = scipy.linalg.svd(Q @ (Q.T @ X), full_matrices=False)
+    return U[:, :r], s[:r], Vt[:r]
+
+
+def in_place(X, seed):
+    np.random.default_rng(seed).permuted(X, axis=0, out=X)
+    return X
+
+
+RIGHT: dict[str, Function] = {
+    "randomized_svd": with_other_signs,
+    "shuffled_rival": SHUFFLED_RIVAL.right,
+}
 
 ROWS = RANDOMIZED_SVD.mistakes
 
@@ -46,5 +61,13 @@ WRONG: list[tuple[str, Function, str]] = [
         (stretched, "orthonormal"),
         (in_full_size, "matrix of shape (12, 9)"),
         (in_full_size_by_eigenvalues, "matrix of shape (9, 9)"),
+        (in_full_size_by_scipy, "matrix of shape (12, 9)"),
     ]
+]
+
+WRONG += [("shuffled_rival", row.answer, str(row.says)) for row in SHUFFLED_RIVAL.mistakes]
+WRONG += [
+    ("shuffled_rival", in_place, "shuffled its argument"),
+    ("shuffled_rival", lambda X, seed: X[:-1], "must have shape"),
+    ("shuffled_rival", lambda X, seed: X[::-1], "moved whole rows"),
 ]

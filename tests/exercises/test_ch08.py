@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from answers_ch08 import EVERY, Function, adapters
@@ -57,3 +58,38 @@ def test_a_rounded_quantile_is_accepted_where_it_is_the_right_one() -> None:
     rounded = {8: 2.365, 5: 2.776}
     check = ch08.check_paired_interval
     assert check.judge(lambda a, b: ch08._interval(a, b, rounded[len(a)])) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda rows: max(rows, key=lambda row: row["validation_loss"])["lr"], "highest of all"),
+        (lambda rows: ch08._lowest(lambda runs: -ch08._loss(runs), rows), "highest of all"),
+        (
+            lambda rows: ch08._lowest(
+                ch08._safe(lambda runs: float(np.median([r["validation_loss"] for r in runs]))),
+                rows,
+            ),
+            "You take the median",
+        ),
+    ],
+)
+def test_ways_to_choose_a_rate_are_told_apart(answer: Function, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        ch08.check_choose_rate(answer)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_the_range_of_the_differences_is_no_half_width(part: float) -> None:
+    def answer(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+        return (a - b).mean(), part * np.ptp(a - b)
+
+    with pytest.raises(AssertionError, match="from the smallest difference to the largest"):
+        ch08.check_paired_interval(answer)
+
+
+def test_the_least_number_of_draws_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ch08._draws(1.8, 1.0) == 15  # t(14) = 2.145: 0.997; t(13) = 2.160: 1.039
+    assert ch08._draws(1e-9, 1.0) == 2
+    ch08.check_draws_needed(lambda s, half: np.int64(ch08._draws(s, half)))
+    assert capsys.readouterr().out.startswith("passed")

@@ -1,7 +1,6 @@
 """The memory experiment at its smallest, its recording, and the card's code without a card."""
 
 import math
-import statistics
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,8 +9,8 @@ from experiment_help import make_row
 
 from minilora import experiments
 from minilora.experiments import memory, recording
-from minilora.experiments.memory import figures, timing
-from minilora.experiments.memory.arms import Masters
+from minilora.experiments.memory import figures, timing, weighing
+from minilora.experiments.memory.arms import HAS_PEFT, Masters
 from minilora.experiments.memory.weighing import weigh
 from minilora.experiments.summaries import quantities, ratios
 from minilora.lab.decoder import Decoder, DecoderConfig
@@ -31,7 +30,7 @@ def smoke():
 def test_every_arm_is_weighed_and_timed(smoke):
     size = memory.PROFILES["smoke"]
     names = [arm.name for arm in memory.arms(size)]
-    assert "full, master weights" in names and len(names) == len(set(names)) == 9
+    assert "full, master weights" in names and len(names) == len(set(names)) == 9 + HAS_PEFT
     for name in names:
         for what in BYTES:
             (one,) = quantities(smoke, what, name)
@@ -61,7 +60,9 @@ def test_narrow_stacks_and_inference_are_there(smoke):
         arms = {one.arm for one in quantities(smoke, "forward", size=tokens)}
         assert arms == {"base", "LoRA", "LoRA, merged"}
     text = figures.step_table(smoke).splitlines()
-    assert len(text) == 10 and text[1].split()[0] == "full" and text[1].split()[-1] == "1.00"
+    assert (
+        len(text) == 10 + HAS_PEFT and text[1].split()[0] == "full" and text[1].split()[-1] == "1"
+    )
     with pytest.raises(ValueError, match="no 'forward' of 'PEFT' at 1"):
         quantities(smoke, "forward", "PEFT", 1)
 
@@ -80,6 +81,8 @@ def test_arms_train_what_they_say():
         }
         if arm.kind == "floor":
             assert not moved
+        elif arm.peft:
+            assert moved and all(".lora_" in name for name in moved)
         elif arm.kind == "lora":
             assert moved and all(name.endswith((".A", ".B")) for name in moved)
         elif arm.method.masters:
@@ -89,7 +92,7 @@ def test_arms_train_what_they_say():
 
 def test_peft_keeps_what_the_textbook_form_keeps():
     pytest.importorskip("peft")
-    size = replace(memory.PROFILES["smoke"], peft=True)
+    size = memory.PROFILES["smoke"]
     arms = {arm.name: arm for arm in memory.arms(size)}
     theirs = weigh(memory.make(arms["LoRA by PEFT"], size, "cpu"), 0)
     ours = weigh(memory.make(arms["LoRA, textbook form"], size, "cpu"), 0)
@@ -98,7 +101,7 @@ def test_peft_keeps_what_the_textbook_form_keeps():
     model = memory.make(arms["LoRA by PEFT"], size, "cpu").model
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert "lora_A" in dict(model.blocks[0].q_proj.named_modules())
-    assert not any(arm.peft for arm in memory.arms(memory.PROFILES["smoke"]))
+    assert not any(arm.peft for arm in memory.arms(replace(size, peft=False)))
 
 
 def test_masters_move_a_weight_that_is_too_coarse():
@@ -173,7 +176,7 @@ def test_what_is_only_predicted_is_drawn_with_its_peak(ax):
 def test_times_are_drawn_beside_those_of_full_fine_tuning(ax, smoke):
     figures.draw_times(ax, smoke, ["full", "LoRA"])
     found = ratios(smoke, "step", "LoRA", "full", 32)
-    assert {"1.00", f"{statistics.median(found):.2f}", "2/3"} <= set(texts(ax))
+    assert {"1", str(figures.share(found)), "2/3"} <= set(texts(ax))
     ax.clear()
     figures.draw_widths(ax, smoke)
     assert {"LoRA, by the clock", "LoRA, by count", "floor, by the clock"} <= set(texts(ax))
@@ -191,7 +194,19 @@ def test_many_runs_in_one_pass_are_timed_and_drawn(ax, smoke):
     assert texts(ax) == ["2 pictures a step", "3 pictures a step", "one by one"]
     drawn = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "D"]
     seen = ratios(smoke, "runs of 3 a step", "in one pass", "one by one", 1)
-    assert drawn == [statistics.median(seen)]
+    assert drawn == [figures.share(seen).mean]
+
+
+def test_the_share_of_times_is_that_of_their_logarithms():
+    """By hand: logarithms −a, 0, a have the mean 0 and the standard error a / √3."""
+    found = figures.share([0.5, 1.0, 2.0])
+    half = 4.302653 * math.log(2) / 3**0.5  # the t of two degrees of freedom
+    assert found.mean == pytest.approx(1.0)
+    assert found[1:] == pytest.approx((math.exp(-half), math.exp(half)), rel=1e-5)
+    upside_down = figures.share([2.0, 1.0, 0.5, 0.5])
+    again = figures.share([0.5, 1.0, 2.0, 2.0])
+    assert 1 / upside_down.mean == pytest.approx(again.mean)
+    assert str(figures.Share(0.876, 0.76, 1.074)) == "0.88 (0.76 to 1.07)"
 
 
 def test_one_by_one_is_the_run_that_a_sweep_makes(monkeypatch):
@@ -206,7 +221,7 @@ def test_one_by_one_is_the_run_that_a_sweep_makes(monkeypatch):
         timing, "sweep", lambda *a, **k: results.append(real_sweep(*a, **k)) or results[-1]
     )
     few = replace(size, sweeps=replace(size.sweeps, counts=(2,), batches=(4,), steps=3))
-    timing.seconds_of_sweeps(few, "cpu")
+    timing.seconds_of_sweeps(few, torch.device("cpu"))
     mine, together = losses[:2], [one.loss for one in results[0]]
     torch.testing.assert_close(torch.tensor(mine), torch.tensor(together), rtol=1e-4, atol=1e-5)
     assert mine[0] != mine[1]
@@ -219,10 +234,7 @@ def test_the_gpu_profile_is_about_a_billion_parameters_and_fits_one_large_card()
     size = memory.PROFILES["gpu"]
     assert 1.0e9 < size.model.parameters < 1.1e9
     for arm in memory.arms(size):
-        step = Step(
-            size.model, arm.method, size.sequences, size.tokens, torch.bfloat16, device="cuda"
-        )
-        assert step.peak() < 30 * 2**30
+        assert arm.at(size, "cuda:0").peak() < 30 * 2**30
     # Where the logits decide, the prediction needs no guess at what a block has in passing.
     step = Step(size.model, FULL, size.sequences, size.tokens, torch.bfloat16, device="cuda")
     held, table = step.bytes(), step.n * size.model.vocab * 2
@@ -233,7 +245,7 @@ def test_the_card_is_asked_for_its_peak(monkeypatch):
     """There may be no card here: its counters are played, and the work is done on the CPU."""
     size = memory.PROFILES["smoke"]
     training = memory.make(memory.arms(size)[1], size, "cpu")
-    training.device = "cuda"
+    training.device = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 5000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 9000)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
@@ -241,6 +253,57 @@ def test_the_card_is_asked_for_its_peak(monkeypatch):
     found = weigh(training, start=1000)
     assert found["peak"][1] == (5000 - 1000) + (9000 - 5000)
     assert found["weights"][1] == found["weights"][2]
+
+
+def test_operations_out_of_sight_are_not_recorded(monkeypatch):
+    size = memory.PROFILES["smoke"]
+    training = memory.make(memory.arms(size)[0], size, "cpu")
+    seen = weighing.watch
+    half = lambda run: replace(seen(run), flops=seen(run).flops // 2)  # noqa: E731
+    monkeypatch.setattr(weighing, "watch", half)
+    with pytest.raises(RuntimeError, match="full: a step must make .* operations, but"):
+        weigh(training, 0)
+
+
+def test_a_card_s_libraries_are_warmed_up_at_full_size(monkeypatch):
+    """The devices are played by 'meta', where tensors have sizes and no numbers."""
+    made = []
+    monkeypatch.setattr(
+        weighing, "make", lambda arm, profile, device: made.append((arm.name, profile)) or Stepper()
+    )
+    size = replace(memory.PROFILES["gpu"], peft=False)
+    weighing.warm_up(size, torch.device("meta"))
+    assert {name for name, _ in made} >= {"full", "QLoRA", "floor", "full, master weights"}
+    assert made[-1] == ("floor", size)
+    assert all(profile.model.width == 32 for _, profile in made[:-1])
+
+
+class Stepper:
+    def step(self):
+        pass
+
+
+def test_arms_take_turns_on_a_card_that_holds_them_all(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 0)
+    size, card = memory.PROFILES["gpu"], torch.device("cuda", 0)
+    compared = memory.arms(size)
+    for gib, groups in ((139, 1), (24, len(compared))):
+        free = gib * 2**30
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, free))
+        found = timing.side_by_side(compared, size, card)
+        assert len(found) == groups and [arm for group in found for arm in group] == compared
+    assert timing.side_by_side(compared, size, torch.device("cpu")) == [compared]
+
+
+def test_no_number_of_the_cpu_meets_one_of_the_card(monkeypatch):
+    """A step of every arm on 'meta': mixing devices would raise, as it would on a card."""
+    size, real = memory.PROFILES["smoke"], torch.optim.AdamW
+    # Its fused form does not know 'meta'.
+    monkeypatch.setattr(torch.optim, "AdamW", lambda trained, lr, fused: real(trained, lr=lr))
+    for arm in memory.arms(size):
+        if not arm.method.quantized:  # whose numbers are looked at
+            memory.make(arm, size, "meta").step()
 
 
 def test_only_the_gpu_profile_runs_on_a_card(monkeypatch):

@@ -57,7 +57,7 @@ def test_each_place_spends_the_budget_and_no_more(name: str) -> None:
     model = TransformerClassifier(size.sums.model)
     limit = size.budget * size.sums.model.layers
     configs = placement.placements(size, "places")
-    assert len(configs) == len(placement.PLACES) == 10
+    assert len(configs) == len(placement.PLACES) == 11
     for arm, config in configs.items():
         spent = minilora.predict_trainable(model, config)
         one_more = minilora.predict_trainable(model, replace(config, r=config.r + 1))
@@ -161,7 +161,7 @@ def test_every_arm_of_every_part_is_there(everything: tuple[Recording, list[str]
     assert {row.arm for row in found.rows} == wanted
 
 
-def test_rates_are_tuned_with_few_seeds_and_tested_with_all(
+def test_rates_are_tuned_on_some_draws_and_tested_on_others(
     everything: tuple[Recording, list[str]],
 ) -> None:
     found, _ = everything
@@ -171,8 +171,8 @@ def test_rates_are_tuned_with_few_seeds_and_tested_with_all(
         tested = [row for row in found.rows if (row.stage, row.arm) == ("final", arm)]
         tried = sorted({row.lr for row in tuned if row.lr is not None})
         best = best_rate(found.rows, arm)
-        close = tuned[0].setting in ("places", "blocks")
-        assert {row.seed for row in tuned} == ({0, 1} if close else {0})
+        of_shifts = arm.endswith(SHIFTS)
+        assert {row.seed for row in tuned} == ({100} if of_shifts else {100, 101})
         assert sorted(row.seed for row in tested) == [0, 1, 2]
         assert {row.lr for row in tested} == {best}
         assert len(tried) >= 3 or best in (RATES[0], RATES[-1])
@@ -222,12 +222,14 @@ def test_a_stopped_run_goes_on(tmp_path: Any, everything: tuple[Recording, list[
     found, all_work = everything
     _, first = noted(partial(run, out=tmp_path), stop=60)
     assert 0 < len(first) < len(all_work)
-    assert not list(tmp_path.glob("*.json"))
-    again, second = noted(partial(run, out=tmp_path))
+    assert not (tmp_path / "placement.smoke.json").exists()
+    _, second = noted(partial(run, out=tmp_path))
     assert first + second == all_work
-    assert plain(again.rows) == plain(found.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["placement.smoke.json"]
-    recording.read_recording(tmp_path / "placement.smoke.json")
+    kept = recording.read_recording(tmp_path / "placement.smoke.json")
+    recording.write_recording(found, tmp_path / "whole")  # numbers are rounded for a file
+    whole = recording.read_recording(tmp_path / "whole" / "placement.smoke.json")
+    assert plain(kept.rows) == plain(whole.rows)
 
 
 def test_a_part_without_placements_is_refused() -> None:

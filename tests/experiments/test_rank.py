@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from experiment_help import noted, plain
@@ -10,7 +11,9 @@ from experiment_help import noted, plain
 from minilora import add_lora
 from minilora.experiments import rank, summaries, sums
 from minilora.experiments.families import AdapterRun, WholeRun, prepare
-from minilora.experiments.tuning import best_rate
+from minilora.experiments.rank import figures
+from minilora.experiments.tuning import FINE, best_rate, runner_up
+from minilora.lab.training import evaluate, fit
 from minilora.lab.transformer import TransformerClassifier
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -34,21 +37,54 @@ def smoke(everything):
     return everything[0]
 
 
+def rows_of(found, arm, stage, labels=SIZE.labels):
+    return [row for row in found.rows if (row.arm, row.stage, row.labels) == (arm, stage, labels)]
+
+
+def tuned_well(found, arm, labels=SIZE.labels):
+    """All tuning draws have tried the chosen rate and its neighbours, which are worse."""
+    seeds = {}
+    for row in rows_of(found, arm, "tune", labels):
+        seeds.setdefault(row.lr, set()).add(row.seed)
+    whole = sorted(lr for lr in seeds if seeds[lr] == set(SIZE.tuning.seeds))
+    best = best_rate(found.rows, arm, labels)
+    at = FINE.index(best)
+    assert set(FINE[at - 1 : at + 2]) <= set(whole) and len(whole) >= 3
+    tested = rows_of(found, arm, "final", labels)
+    assert {row.lr for row in tested} == {best}
+    assert sorted(row.seed for row in tested) == list(SIZE.tuning.tested)
+
+
 def test_every_arm_is_tuned_and_tested(smoke):
     arms = [arm.arm for arm in rank.arms(SIZE)]
     assert len(arms) == len(set(arms)) == len(SIZE.ranks) + 5
     for arm in arms:
-        of_arm = [row for row in smoke.rows if (row.arm, row.labels) == (arm, 40)]
-        tuned = [row for row in of_arm if row.stage == "tune"]
-        tested = [row for row in of_arm if row.stage == "final"]
-        assert len({row.lr for row in tuned}) >= 5
-        assert {row.seed for row in tuned} == set(SIZE.tuning_seeds)
-        assert sorted(row.seed for row in tested) == list(SIZE.seeds)
-        assert {row.lr for row in tested} == {best_rate(smoke.rows, arm, 40)}
-    assert not set(SIZE.tuning_seeds) & set(SIZE.seeds)
+        tuned_well(smoke, arm)
+    for profile in rank.PROFILES.values():
+        assert not set(profile.tuning.seeds) & set(profile.tuning.tested)
+        assert profile.name == "smoke" or len(profile.tuning.seeds) >= 3
     assert {row.arm for row in smoke.rows if row.lr is None} == UNTRAINED
     listed = [one.arm for one in summaries.summarise(smoke)]
-    assert listed[: len(arms)] == arms  # in the order in which they are named
+    assert [arm for arm in listed if arm in arms] == arms  # in the order in which they are named
+
+
+def test_some_arms_are_tested_at_other_rates_too(smoke):
+    for arm in SIZE.again:
+        second = rows_of(smoke, f"{arm}, runner-up", "final")
+        assert {row.lr for row in second} == {runner_up(smoke.rows, arm, SIZE.labels)}
+        assert [row.seed for row in second] == list(SIZE.tuning.tested)
+    for arm, rates in SIZE.slower.items():
+        for lr in rates:
+            assert {row.lr for row in rows_of(smoke, f"{arm}, at {lr:g}", "final")} == {lr}
+
+
+def test_what_is_tested_is_scored_by_sheet_and_on_printed_pairs(smoke):
+    for arm in rank.arms(SIZE):
+        sheets = [row.arm for row in smoke.rows if row.arm.startswith(f"{arm.arm}, sheet ")]
+        assert len(sheets) >= 6 * len(SIZE.tuning.tested)
+        assert len(figures.aside(smoke, arm.arm, "printed")) == len(SIZE.tuning.tested)
+    found = summaries.by_sheet(smoke, "LoRA r=1", "full fine-tuning")
+    assert list(found) == [8, 9, 10, 11, 12, 13]
 
 
 def test_parameters_are_counted_on_the_model(smoke):
@@ -69,7 +105,7 @@ def test_the_seed_settles_the_numbers_and_processes_do_not_change_them(smoke):
         assert (a.arm, a.lr, a.seed, a.stage) == (b.arm, b.lr, b.seed, b.stage)
         assert a.log_loss == pytest.approx(b.log_loss, abs=1e-5)
     losses = {row.log_loss for row in smoke.rows if row.arm == "LoRA r=1" and row.stage == "final"}
-    assert len(losses) == len(SIZE.seeds) + len(SIZE.curve.seeds)
+    assert len(losses) == 2 * len(SIZE.tuning.tested)  # at two numbers of labels
 
 
 @pytest.mark.parametrize("kind", ["lora", "random", "head", "full", "biases"])
@@ -117,23 +153,18 @@ def test_train_validation_and_test_pictures_share_no_digit():
     assert len(task.validation[1]) == 764 and len(task.labelled(3)[1]) == 500
 
 
-def test_the_curve_has_its_own_labels_arms_and_seeds(everything):
+def test_other_labels_and_steps_are_tuned_anew(everything):
     found, done = everything
-    trained = {
-        (row.arm, row.seed)
-        for row in found.rows
-        if row.stage == "final" and row.labels == 30 and row.lr is not None
-    }
-    assert trained == {("LoRA r=1", 0), ("full fine-tuning", 0)}
+    for where in SIZE.elsewhere:
+        for arm in where.middles:
+            name = arm if where.steps == SIZE.steps else f"{arm}, {where.steps} steps"
+            tuned_well(found, name, where.labels)
+    trained = {row.arm for row in found.rows if row.labels == 30 and row.lr and row.stage == "tune"}
+    assert trained == {"LoRA r=1", "full fine-tuning"}
     assert {row.arm for row in found.rows if row.labels == 30 and row.lr is None} == UNTRAINED
     assert {one.arm for one in summaries.summarise(found, 30)} >= {"LoRA r=1"}
-    for arm in SIZE.curve.arms:
-        tried = sorted(
-            {r.lr for r in found.rows if (r.arm, r.labels, r.stage) == (arm, 30, "tune")}
-        )
-        start = best_rate(found.rows, arm, 40)  # one rung on either side of it at first
-        assert start in tried and len(tried) >= 3
-    assert len(set(done)) == len(done)  # no run is made twice
+    cells = [work for work in done if work.startswith("Cell(")]
+    assert len(set(cells)) == len(cells)  # no run is made twice
 
 
 def test_from_scratch_starts_from_nothing_and_gets_more_steps(everything):
@@ -146,16 +177,44 @@ def test_from_scratch_starts_from_nothing_and_gets_more_steps(everything):
 
 def test_what_was_watched_on_its_way(smoke):
     size = SIZE.watch
-    looks = [row for row in smoke.rows if row.arm == "watched r=2"]
-    assert len(looks) == 10 * len(size.rates)
-    by_step = {(row.lr, row.setting): row.log_loss for row in looks}
-    best = min(by_step, key=by_step.__getitem__)
-    (tuned,) = [row for row in smoke.rows if row.arm == "watched r=2, tuned"]
-    (untuned,) = [row for row in smoke.rows if row.arm == "watched r=2, untuned"]
-    assert (tuned.stage, tuned.lr) == ("final", best[0])
-    assert untuned.lr == size.rates[1] and untuned.stage == "final"
-    # On test data, and not the number that chose it.
-    assert tuned.log_loss != by_step[best]
+    base = sums.adder(SIZE.sums)
+    start = evaluate(base, *sums.task(SIZE.sums, size.labels).validation)
+    for arm, lr in (("watched r=2", size.lr), ("watched full", size.full_lr)):
+        looks = [row for row in smoke.rows if row.arm == arm]
+        assert len(looks) == 11 * len(size.seeds) and {row.lr for row in looks} == {lr}
+        assert {row.stage for row in looks} == {"tune"}  # no test data
+        for seed in size.seeds:
+            of = {row.setting: row for row in looks if row.seed == seed}
+            assert list(of) == [f"step {2 * k}" for k in range(11)]
+            assert of["step 0"].log_loss == pytest.approx(start.log_loss)
+            assert of["step 0"].train_loss is None and of["step 20"].train_loss > 0
+
+
+def test_a_whole_model_is_watched_as_fit_would_train_it(smoke):
+    size = SIZE.watch
+    task = sums.task(SIZE.sums, size.labels)
+    model = sums.adder(SIZE.sums)
+    how = {"steps": size.steps, "lr": size.full_lr, "batch_size": size.batch_size, "seed": 1}
+    history = fit(model, *task.labelled(1), schedule="constant", progress=False, **how)
+    (last,) = [
+        row
+        for row in smoke.rows
+        if (row.arm, row.seed, row.setting) == ("watched full", 1, "step 20")
+    ]
+    assert last.log_loss == pytest.approx(evaluate(model, *task.validation).log_loss, abs=1e-6)
+    assert last.train_loss == pytest.approx(sum(history.loss[-2:]) / 2, abs=1e-6)
+
+
+def test_the_figures_can_be_drawn(smoke):
+    _, axes = plt.subplots(2)
+    figures.draw_tuning(axes[0], smoke, ["LoRA r=1", "full fine-tuning"], {})
+    figures.draw_arms(axes, smoke, cut=50)
+    figures.draw_methods(axes, smoke, x=100)
+    figures.draw_by_labels(axes[0], smoke, ["LoRA r=1", "nearest neighbours"])
+    figures.draw_watched(axes[0], smoke, "log_loss", {})
+    figures.draw_watched(axes[1], smoke, "train_loss")
+    figures.draw_forgetting(axes[0], smoke, ["LoRA r=2", "full fine-tuning"])
+    plt.close("all")
 
 
 def test_a_stopped_run_goes_on(tmp_path, everything):

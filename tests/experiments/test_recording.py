@@ -34,7 +34,7 @@ def test_a_recording_survives_the_disk(tmp_path, smoke):
 def test_every_committed_recording_is_sound():
     for path in recording.RECORDED.glob("*.json"):
         found = recording.read_recording(path)
-        assert path.name == f"{found.name}.{found.profile}.json"
+        assert path.name == recording.file_name(found.name, found.profile, found.part)
         assert found.profile in ("cpu", "gpu")
 
 
@@ -63,6 +63,7 @@ def test_a_missing_recording_is_said(tmp_path):
         (lambda c: c["rows"][0].update(parameters=0), "trainable parameters"),
         (lambda c: c["rows"][0].update(seed=True), "seed"),
         (lambda c: c["rows"].append(dict(c["rows"][0])), "repeats"),
+        (lambda c: c.update(part=3), "part must be str"),
     ],
 )
 def test_an_unsound_recording_is_refused(smoke, break_it, says):

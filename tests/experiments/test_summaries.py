@@ -47,4 +47,28 @@ def test_tuning_curve_and_table():
     with pytest.raises(ValueError, match="no tuning runs of 'b' with 40 labels"):
         summaries.tuning_curve(found, "b")
     (line,) = summaries.table(found).splitlines()[1:]
-    assert line.split() == ["a", "10", "50.0", "1.000", "0.01"]
+    assert line.split() == ["a", "10", "50.0", "1.000", "0.500", "0.01"]
+    assert summaries.table(found, arms=["b"]).splitlines()[1:] == []
+
+
+def test_rows_beside_an_arm_are_no_arms():
+    beside = [make_row("a, sheet 3", kind="sheet"), make_row("a, printed", kind="aside")]
+    (one,) = summaries.summarise(recorded([make_row(), *beside]))
+    assert one.arm == "a" and one.train_loss == 0.5
+
+
+def test_differences_by_sheet_by_hand():
+    rows = []
+    for arm, of in (("a", (0.8, 0.6, 0.7)), ("b", (0.5, 0.5, 0.5))):
+        for seed in (0, 1):
+            rows.append(make_row(arm, seed, sum(of) / 3 + seed / 10))
+            rows += [
+                make_row(f"{arm}, sheet {8 + k}", seed, value + seed / 10, kind="sheet")
+                for k, value in enumerate(of)
+            ]
+    found = recorded(rows)
+    # differences 0.3, 0.1, 0.2 around 0.2: twice as far from it
+    assert summaries.by_sheet(found, "a", "b") == pytest.approx({8: 0.4, 9: 0.0, 10: 0.2})
+    over = summaries.paired_by_sheet(found, "a", "b")
+    assert over.mean == pytest.approx(0.2) and over.seeds == 3
+    assert over.high - over.mean == pytest.approx(4.3027 * 0.2 / math.sqrt(3), rel=1e-4)

@@ -15,7 +15,6 @@ from minilora import LoRAConfig, add_lora
 from minilora.lab import measuring
 from minilora.lab.decoder import Decoder, DecoderConfig
 from minilora.lab.measuring import (
-    count_flops,
     optimizer_bytes,
     peak_bytes,
     saved_bytes,
@@ -274,7 +273,7 @@ def test_operations_are_predicted_exactly(name):
     step = Step(SIZE, method, 3, 17)
     work = Work(step)
     with form(method):
-        assert count_flops(work.train) == step.flops()
+        assert watch(work.train).flops == step.flops()
 
 
 def test_the_form_that_is_counted_is_the_one_that_runs():
@@ -290,7 +289,7 @@ def test_the_form_that_is_counted_is_the_one_that_runs():
         without_gradients = watch(lambda: layer(x))
     with torch.inference_mode():
         assert watch(lambda: layer(x)) == without_gradients
-    assert count_flops(lambda: layer(x)) == without_gradients.flops == forward
+    assert without_gradients.flops == forward
 
 
 def test_the_rules_of_thumb():
@@ -300,7 +299,7 @@ def test_the_rules_of_thumb():
     ids = torch.randint(size.vocab, (2, 16))
     attention = 4 * n * 16 * size.width * size.layers
     with torch.no_grad():
-        assert count_flops(lambda: model(ids)) == 2 * size.matrices * n + attention
+        assert watch(lambda: model(ids)).flops == 2 * size.matrices * n + attention
     step = Step(size, FULL, 2, 16)
     assert step.flops() == training_flops(size.matrices, n) + attention * 7 // 2
     lora = replace(step, method=LORA)

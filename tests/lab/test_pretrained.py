@@ -67,3 +67,28 @@ def test_making_a_base_does_not_depend_on_what_was_drawn_before(cache):
         path.unlink()
     torch.manual_seed(456)
     assert same(tiny(), first)
+
+
+@pytest.mark.parametrize("make", [pretrained.pretrained_adder, pretrained.pretrained_digits])
+def test_a_base_that_has_not_learnt_is_refused_and_not_kept(cache, monkeypatch, make):
+    config = TINY if make is pretrained.pretrained_adder else replace(TINY, image_size=(8, 8))
+    monkeypatch.setattr(pretrained, "IN_EARNEST", 4)
+    with pytest.raises(RuntimeError, match=r"after 4 steps the base names \d+% of new printed"):
+        make(config=config, steps=4, progress=False)
+    assert not cache.exists()
+    monkeypatch.setattr(pretrained, "LEAST", 0.0)
+    make(config=config, steps=4, progress=False)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_the_pictures_that_a_base_is_asked_about_are_new():
+    seen, new = pretrained.data.printed_digits(64, 0), pretrained._new_digits(0)
+    assert not any((new.x == picture).flatten(1).all(dim=1).any() for picture in seen.x)
+
+
+def test_a_reader_of_another_size_has_a_file_of_its_own(cache):
+    config = replace(TINY, image_size=(8, 8), classes=10)
+    for changes in ({}, {"pictures": 40}, {"lr": 1e-3}):
+        model = pretrained.pretrained_digits(config=config, steps=4, progress=False, **changes)
+        assert model.config == config
+    assert len(list(cache.iterdir())) == 3

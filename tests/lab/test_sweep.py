@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from minilora.lab import sweep as sweep_module
 from minilora.lab.sweep import Cell, grid, sweep
 from minilora.lab.training import batches, evaluate, fit, set_seed
 from minilora.lab.transformer import TransformerClassifier, TransformerConfig
+from minilora.lab.work import OutOfTime, time_limit
 
 SIZE = TransformerConfig(image_size=(8, 8), width=16, layers=2, heads=2)
 EVERY = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
@@ -401,3 +404,66 @@ def test_passes_are_alike_and_as_many_for_each_process(count, size, jobs, length
     portions = sweep_module._portions(count, size, jobs)
     assert [b - a for a, b in portions] == lengths
     assert [i for a, b in portions for i in range(a, b)] == list(range(count))
+
+
+# ---------------------------------------------------------------- a card, played
+
+
+@pytest.mark.parametrize(("gib", "cells"), [(139, 256), (80, 160), (24, 48), (0.2, 1)])
+def test_a_card_takes_as_many_cells_as_its_memory_allows(monkeypatch, gib, cells):
+    properties = SimpleNamespace(total_memory=int(gib * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert sweep_module._at_once(torch.device("cuda")) == cells
+    assert sweep_module._at_once(torch.device("cpu")) == 8
+
+
+def test_adapters_are_drawn_on_the_cpu_wherever_the_base_is(base, monkeypatch):
+    """The card is played by a base that says it is on one; its copy for drawing is a real one."""
+    assert sweep_module._drawing_model(base) is base  # there already
+    moved = []
+    real = nn.Module.cpu
+    monkeypatch.setattr(nn.Module, "cpu", lambda self: moved.append(self) or real(self))
+    card = copy.deepcopy(base)
+    card.parameters = lambda: iter([SimpleNamespace(device=torch.device("cuda"))])
+    monkeypatch.setattr(sweep_module, "_same_weights", lambda model: copy.deepcopy(base))
+    drawing = sweep_module._drawing_model(card)
+    assert moved == [drawing] and drawing is not base
+    assert sweep_module._draw(drawing, CELLS[0]).keys() == sweep_module._draw(base, CELLS[0]).keys()
+
+
+def test_a_sweep_that_is_out_of_time_goes_on_from_its_file(base, tmp_path):
+    now = [0.0]
+
+    def slow(seed):
+        return pair(40)
+
+    settings = {"steps": 2, "batch_size": 8, "at_once": 1, "progress": False}
+    cells = [replace(CELLS[0], seed=seed) for seed in range(3)]
+    path = tmp_path / "cells.jsonl"
+    trained = []
+    real = sweep_module._train
+
+    def ten_seconds(*given):
+        now[0] += 10.0
+        trained.extend(given[-1])
+        return real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "_train", ten_seconds)
+        with pytest.raises(OutOfTime), time_limit(25.0, lambda: now[0]):
+            sweep(base, cells, slow, path=path, **settings)
+        assert len(trained) == 2
+        results = sweep(base, cells, slow, path=path, **settings)
+    assert [one.seed for one in trained] == [0, 1, 2]
+    assert results == sweep(base, cells, slow, **settings)
+
+
+def test_a_base_is_known_by_all_its_numbers(base):
+    of = sweep_module.fingerprint
+    before = of(base.state_dict().items())
+    assert before == of(copy.deepcopy(base).state_dict().items()) and len(before) == 64
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.head.bias[0] += 1e-12
+    assert of(other.state_dict().items()) != before
+    assert of(copy.deepcopy(base).float().state_dict().items()) != before

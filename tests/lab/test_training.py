@@ -56,6 +56,23 @@ def test_only_the_given_parameters_move():
     assert moved == {"head.weight", "head.bias"}
 
 
+def test_a_model_is_moved_before_its_parameters_are_collected():
+    """A move may put new parameters in the old ones' places; the new ones must be trained."""
+    net, (x, y) = model(), toy()
+    move = net.to
+
+    def to(device):
+        for part in net.modules():
+            for name, p in list(part.named_parameters(recurse=False)):
+                setattr(part, name, nn.Parameter(p.detach().clone()))
+        return move(device)
+
+    net.to = to
+    old = net.head.weight
+    training.fit(net, x, y, steps=3, lr=1e-2, device="cpu", progress=False)
+    assert net.head.weight is not old and not torch.equal(net.head.weight, old)
+
+
 def test_frozen_parameters_do_not_move():
     net, (x, y) = model(), toy()
     net.blocks.requires_grad_(False)

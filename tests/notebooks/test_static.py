@@ -163,12 +163,13 @@ def test_glue_works_without_jupyter_book(path):
 
 
 @written
-def test_solutions_are_hidden_everywhere(path):
-    """In the page (hide-cell), in JupyterLab (source_hidden) and on Colab (cellView: form)."""
+def test_what_is_hidden_is_hidden_everywhere(path):
+    """Solutions and plumbing: in the page (hide-cell, remove-cell), in JupyterLab (source_hidden)
+    and on Colab (cellView: form)."""
     for cell in code_cells(load(path)):
         metadata = cell["metadata"]
         marks = [
-            "hide-cell" in metadata.get("tags", []),
+            not {"hide-cell", "remove-cell"}.isdisjoint(metadata.get("tags", [])),
             metadata.get("jupyter", {}).get("source_hidden", False),
             metadata.get("cellView") == "form",
         ]

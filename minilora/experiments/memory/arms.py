@@ -33,6 +33,23 @@ class Arm:
     checkpointing: bool = False
     peft: bool = False
 
+    def step(
+        self,
+        model: DecoderConfig,
+        batch: int,
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Step:
+        """A step of this arm on a decoder of these sizes, in numbers."""
+        checkpointing = self.checkpointing
+        return Step(model, self.method, batch, tokens, dtype, checkpointing, str(device))
+
+    def at(self, profile: MemoryProfile, device: torch.device | str) -> Step:
+        """Its step at the profile's size."""
+        dtype = getattr(torch, profile.dtype)
+        return self.step(profile.model, profile.sequences, profile.tokens, dtype, device)
+
 
 def arms(profile: MemoryProfile) -> list[Arm]:
     """Every way to train that is weighed and timed."""
@@ -91,24 +108,15 @@ class Masters:
 class Training:
     """A model of an arm, and what it takes to train it on one batch of random tokens."""
 
-    def __init__(
-        self,
-        arm: Arm,
-        config: DecoderConfig,
-        sequences: int,
-        tokens: int,
-        dtype: torch.dtype,
-        device: str,
-    ) -> None:
+    def __init__(self, arm: Arm, predicted: Step) -> None:
         set_seed(0)
-        self.arm, self.device = arm, device
-        self.predicted = Step(
-            config, arm.method, sequences, tokens, dtype, arm.checkpointing, device
-        )
-        with torch.device(device):
-            model = Decoder(config).to(dtype)
-            self.ids = torch.randint(config.vocab, (sequences, tokens))
-            self.next_ids = torch.randint(config.vocab, (sequences * tokens,))
+        self.arm, self.predicted = arm, predicted
+        self.device = torch.device(predicted.device)
+        vocab = predicted.model.vocab
+        with self.device:
+            model = Decoder(predicted.model).to(predicted.dtype)
+            self.ids = torch.randint(vocab, (predicted.batch, predicted.tokens))
+            self.next_ids = torch.randint(vocab, (predicted.n,))
         self.model = set_up(model, arm)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.masters = Masters(model, lr=1e-4) if arm.method.masters else None
@@ -170,17 +178,11 @@ def set_up(model: Decoder, arm: Arm) -> Decoder:
     return model
 
 
-def make(arm: Arm, profile: MemoryProfile, device: str) -> Training:
+def make(arm: Arm, profile: MemoryProfile, device: torch.device | str) -> Training:
     """The arm at the profile's size."""
-    dtype = getattr(torch, profile.dtype)
-    return Training(arm, profile.model, profile.sequences, profile.tokens, dtype, device)
+    return Training(arm, arm.at(profile, device))
 
 
-def steps(profile: MemoryProfile, device: str) -> dict[str, Step]:
+def steps(profile: MemoryProfile, device: torch.device | str) -> dict[str, Step]:
     """{arm: the step whose bytes and operations are predicted}."""
-    work = profile.sequences, profile.tokens
-    dtype = getattr(torch, profile.dtype)
-    return {
-        arm.name: Step(profile.model, arm.method, *work, dtype, arm.checkpointing, device)
-        for arm in arms(profile)
-    }
+    return {arm.name: arm.at(profile, device) for arm in arms(profile)}

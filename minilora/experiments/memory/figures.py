@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -34,6 +36,29 @@ TENSORS = {
     "down in": 4,
 }
 BYTES_IN = {"MiB": 2**20, "GiB": 2**30}
+#: Behind words that a line runs behind.
+ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+
+
+class Share(NamedTuple):
+    """The mean of ratios, taken over their logarithms, with its 95% t-interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def share(ratios: Sequence[float]) -> Share:
+    """What two rounds or more say of the ratio of two times."""
+    from scipy.stats import t  # scikit-learn brings it
+
+    logs = [math.log(one) for one in ratios]
+    middle, count = statistics.fmean(logs), len(logs)
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(logs) / count**0.5
+    return Share(*(math.exp(middle + side * half) for side in (0, -1, 1)))
 
 
 def draw_block(ax: Axes, steps: Mapping[str, Step]) -> None:
@@ -73,7 +98,8 @@ def draw_bytes(ax: Axes, recording: Recording, arms: Sequence[str], unit: str = 
             peak = (getattr(found["peak"], which) or 0) / BYTES_IN[unit]
             ax.plot(peak, place + shift, "D", color=INK, mfc=fill, markersize=5.5, zorder=5)
             end = max(sum(sizes.values()), peak)
-            label_line(ax, (end, place + shift), f"{which}, peak {peak:.3g}", offset=(9, 0))
+            words = f"{which}, peak {peak:.3g}"
+            label_line(ax, (end, place + shift), words, offset=(9, 0))
     _finish(ax, list(arms), unit)
 
 
@@ -87,7 +113,8 @@ def draw_predicted(ax: Axes, steps: Mapping[str, Step], unit: str = "GiB") -> No
         peak = step.peak() / BYTES_IN[unit]
         ax.plot(peak, place, "D", color=INK, mfc="white", markersize=6, zorder=5)
         end = max(peak, sum(sizes.values()))
-        label_line(ax, (end, place), f"peak {peak:.3g}", color=INK, offset=(9, 0))
+        words = label_line(ax, (end, place), f"peak {peak:.3g}", color=INK, offset=(9, 0))
+        words.set_bbox(ON_WHITE)
     _finish(ax, list(steps), unit)
 
 
@@ -100,7 +127,9 @@ def _stack(ax: Axes, place: float, sizes: Mapping[str, float], height: float, na
         )
         if names:
             x, text = left + size / 2, PILE_NAMES.get(name, name)
-            ax.text(x, place - 0.6 * height - 0.04, text, ha="center", va="bottom", fontsize=10)
+            above = place - 0.6 * height - 0.04
+            words = ax.text(x, above, text, ha="center", va="bottom", fontsize=10)
+            words.set_bbox(ON_WHITE)
         left += size
 
 
@@ -112,16 +141,23 @@ def _finish(ax: Axes, names: list[str], unit: str) -> None:
 
 
 def draw_times(ax: Axes, recording: Recording, arms: Sequence[str]) -> None:
-    """The time of a step, divided by that of full fine-tuning in the same round."""
+    """The time of a step, divided by that of full fine-tuning in the same round.
+
+    Small marks are rounds; the large mark and the bar are their `share`, also in words.
+    """
     width = int(recording.settings["model"]["width"])
     for place, arm in enumerate(arms):
         kind = quantities(recording, "step", arm)[0].kind
         color, marker = COLORS[kind], MARKERS[kind] or "|"
         found = ratios(recording, "step", arm, "full", width)
-        ax.plot(found, [place] * len(found), ".", color=color, alpha=0.5)
-        middle = statistics.median(found)
-        ax.plot(middle, place, marker, color=color, markersize=9, mew=2)
-        label_line(ax, (max(found), place), f"{middle:.2f}", color=color, offset=(9, 0))
+        ax.plot(found, [place] * len(found), ".", color=color, alpha=0.4)
+        middle = share(found)
+        ax.plot(middle[1:], [place] * 2, color=color, linewidth=2.5, solid_capstyle="butt")
+        ax.plot(middle.mean, place, marker, color=color, markersize=9, mew=2)
+        # In a column beside the axes, where no line comes.
+        words = str(middle) if arm != "full" else "1"
+        side = ax.get_yaxis_transform()
+        ax.text(1.02, place, words, color=color, transform=side, va="center")
     ax.axvline(2 / 3, color=COLORS["theory"], linestyle="--", linewidth=1)
     label_line(ax, (2 / 3, -0.5), "2/3", offset=(0, 8), ha="center")
     ax.axvline(1, color=COLORS["full"], linewidth=1)
@@ -133,8 +169,8 @@ def draw_times(ax: Axes, recording: Recording, arms: Sequence[str]) -> None:
 def draw_widths(ax: Axes, recording: Recording) -> None:
     """LoRA's time and the floor's, divided by full fine-tuning's, against the width of the stack.
 
-    Small marks are rounds and large marks their medians; dashed is the ratio of operations. What
-    lies above 2 is not shown.
+    Small marks are rounds, large marks and bars their `share`; dashed is the ratio of operations.
+    What lies above 2 is not shown.
     """
     widths = sorted({one.size for one in quantities(recording, "narrow step", "full")})
     for arm in ("LoRA", "floor"):
@@ -142,8 +178,7 @@ def draw_widths(ax: Axes, recording: Recording) -> None:
         kind = quantities(recording, "narrow step", arm)[0].kind
         for width in widths:
             found = ratios(recording, "narrow step", arm, "full", width)
-            middles.append(statistics.median(found))
-            ax.plot([width] * len(found), found, ".", color=COLORS[kind], alpha=0.35)
+            middles.append(_with_interval(ax, width, found, COLORS[kind]))
             flops = [quantities(recording, "narrow flops", one, width)[0] for one in (arm, "full")]
             counted.append(flops[0].measured / flops[1].measured)
         marker, style = MARKERS[kind] or "v", LINESTYLES[kind] if kind == "lora" else ":"
@@ -158,7 +193,7 @@ def draw_widths(ax: Axes, recording: Recording) -> None:
     ax.axhline(1, color=COLORS["full"], linewidth=1.2)
     label_line(ax, (widths[-1], 1), "full fine-tuning", color=COLORS["full"], offset=(10, 10))
     ax.axhline(2 / 3, color=COLORS["theory"], linestyle="--", linewidth=1)
-    label_line(ax, (widths[0], 2 / 3), "2/3", offset=(-2, 8), ha="right")
+    label_line(ax, (widths[0], 2 / 3), "2/3", offset=(14, 8))
     ax.set_xscale("log")
     ax.set_xticks(widths, labels=[f"{width:,}" for width in widths])
     ax.minorticks_off()
@@ -169,7 +204,7 @@ def draw_cells(ax: Axes, recording: Recording) -> None:
     """Time of one small run in a pass that many share, divided by its time alone.
 
     Against the number of runs in the pass, for each number of pictures in a step. Small marks are
-    rounds and large marks their medians.
+    rounds, large marks and bars their `share`.
     """
     whats = sorted(
         {one.what for one in recording.quantities if one.what.startswith("runs of ")},
@@ -180,8 +215,7 @@ def draw_cells(ax: Axes, recording: Recording) -> None:
         middles = []
         for count in counts:
             found = ratios(recording, what, "in one pass", "one by one", count)
-            middles.append(statistics.median(found))
-            ax.plot([count] * len(found), found, ".", color=COLORS["lora"], alpha=0.35)
+            middles.append(_with_interval(ax, count, found, COLORS["lora"]))
         ax.plot(counts, middles, marker=marker, ls=style, color=COLORS["lora"])
         pictures = what.removeprefix("runs of ").removesuffix(" a step")
         label_line(
@@ -195,17 +229,28 @@ def draw_cells(ax: Axes, recording: Recording) -> None:
     ax.set(xlabel="runs in one pass", ylabel="time of a run ÷ its time alone", ylim=(0, None))
 
 
+def _with_interval(ax: Axes, size: int, found: Sequence[float], color: str) -> float:
+    """Draw the rounds at one size and the interval of their mean; the mean."""
+    ax.plot([size] * len(found), found, ".", color=color, alpha=0.3)
+    middle = share(found)
+    ax.plot([size] * 2, middle[1:], color=color, linewidth=1.5)
+    return middle.mean
+
+
 def step_table(recording: Recording) -> str:
-    """A line for each arm: the peak, predicted and measured, in GiB, and the time of a step."""
+    """A line for each arm: the peak, predicted and measured, in GiB, and the time of a step.
+
+    The last column is its `share` of full fine-tuning's time.
+    """
     width = int(recording.settings["model"]["width"])
     names = list(dict.fromkeys(one.arm for one in quantities(recording, "peak")))
-    lines = [f"{'':<22}{'predicted':>11}{'measured':>10}  GiB {'seconds':>10}{'÷ full':>9}"]
+    lines = [f"{'':<22}{'predicted':>11}{'measured':>10}  GiB {'seconds':>10}   ÷ full"]
     for name in names:
         (peak,) = quantities(recording, "peak", name)
         seconds = [one.measured for one in quantities(recording, "step", name)]
-        share = statistics.median(ratios(recording, "step", name, "full", width))
+        of_full = share(ratios(recording, "step", name, "full", width))
         lines.append(
             f"{name:<22}{(peak.predicted or 0) / 2**30:>11.3f}{peak.measured / 2**30:>10.3f}"
-            f"{statistics.median(seconds):>15.3f}{share:>9.2f}"
+            f"{statistics.median(seconds):>15.3f}   {'1' if name == 'full' else of_full}"
         )
     return "\n".join(lines)

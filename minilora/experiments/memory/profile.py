@@ -57,7 +57,7 @@ PROFILES = {
         tokens=128,
         dtype="float32",
         r=8,
-        rounds=7,
+        rounds=15,
         narrow=Narrow(
             widths=(32, 64, 128, 256, 512),
             model=DecoderConfig(width=32, layers=4, heads=2, vocab=256, context=64),
@@ -81,10 +81,10 @@ PROFILES = {
             sequences=4,
             rounds=30,
         ),
-        sweeps=Sweeps(counts=(1, 4, 16, 64), batches=(2, 32), steps=10),
+        sweeps=Sweeps(counts=(1, 8, 64), batches=(2, 32), steps=10),
         peft=True,
     ),
-    # In half precision, so that the code of the gpu profile is run.
+    # In half precision and with PEFT, so that the code of the gpu profile is run.
     "smoke": MemoryProfile(
         name="smoke",
         model=DecoderConfig(width=32, layers=2, heads=2, vocab=400, context=16),
@@ -100,5 +100,6 @@ PROFILES = {
             rounds=2,
         ),
         sweeps=Sweeps(counts=(1, 2), batches=(2, 3), steps=1),
+        peft=True,
     ),
 }

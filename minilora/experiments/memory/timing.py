@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import minilora
 from minilora import LoRAConfig
-from minilora.experiments.memory.arms import Training, arms, make
+from minilora.experiments.memory.arms import Arm, Training, arms, make
 from minilora.experiments.memory.profile import MemoryProfile
 from minilora.experiments.memory.weighing import held_on_card
 from minilora.experiments.recording import Quantity
@@ -25,21 +25,38 @@ from minilora.lab.training import fit, one_thread, set_seed
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 
-def seconds_of_arms(profile: MemoryProfile, device: str) -> list[Quantity]:
+def seconds_of_arms(profile: MemoryProfile, device: torch.device) -> list[Quantity]:
     """Seconds of a step of every arm."""
-    compared, width = arms(profile), profile.model.width
-    groups = [[arm] for arm in compared] if device == "cuda" else [compared]
     found = []
-    for group in groups:
+    for group in side_by_side(arms(profile), profile, device):
         held_on_card(device)
         trainings = [make(arm, profile, device) for arm in group]
-        found += timed(trainings, "step", width, profile.rounds, device)
+        found += timed(trainings, "step", profile.model.width, profile.rounds, device)
         del trainings  # before the next are made
     return found
 
 
+def side_by_side(
+    compared: list[Arm], profile: MemoryProfile, device: torch.device
+) -> list[list[Arm]]:
+    """The arms in groups that take turns: all, unless a card is too small to hold them all.
+
+    Each keeps its weights and its optimizer's state, and one at a time the rest of a step.
+    """
+    if device.type != "cuda":
+        return [compared]
+    held_on_card(device)
+    steps = [arm.at(profile, device) for arm in compared]
+    kept = [step.bytes().weights + step.bytes().optimizer for step in steps]
+    passing = max(step.peak() - there for step, there in zip(steps, kept, strict=True))
+    free, _ = torch.cuda.mem_get_info(device)
+    if sum(kept) + passing < 0.9 * free:
+        return [compared]
+    return [[arm] for arm in compared]
+
+
 def timed(
-    trainings: list[Training], what: str, size: int, rounds: int, device: str
+    trainings: list[Training], what: str, size: int, rounds: int, device: torch.device
 ) -> list[Quantity]:
     """The seconds of the steps of some trainings that take turns."""
     runs = {one.arm.name: one.step for one in trainings}
@@ -53,10 +70,13 @@ def in_turn(
     what: str,
     size: int,
     rounds: int,
-    device: str,
+    device: torch.device,
+    warm_ups: int | None = None,
 ) -> list[Quantity]:
-    """The seconds of some runs that take turns."""
-    spent = take_turns(runs, rounds, device, warm_ups=1 if device == "cpu" else 3)
+    """The seconds of some runs that take turns, on a card after three rounds that do not count."""
+    if warm_ups is None:
+        warm_ups = 3 if device.type == "cuda" else 1
+    spent = take_turns(runs, rounds, device, warm_ups)
     return [
         Quantity(name, kinds[name], what, size, repeat, "seconds", seconds)
         for name, values in spent.items()
@@ -64,7 +84,7 @@ def in_turn(
     ]
 
 
-def seconds_of_widths(profile: MemoryProfile, device: str) -> list[Quantity]:
+def seconds_of_widths(profile: MemoryProfile, device: torch.device) -> list[Quantity]:
     """Full fine-tuning, LoRA and the floor, on stacks from narrow to wide."""
     dtype = getattr(torch, profile.dtype)
     work = profile.narrow.sequences, profile.narrow.model.context, dtype, device
@@ -73,7 +93,7 @@ def seconds_of_widths(profile: MemoryProfile, device: str) -> list[Quantity]:
     for width in profile.narrow.widths:
         size = replace(profile.narrow.model, width=width, heads=max(1, width // 64))
         held_on_card(device)
-        trainings = [Training(arm, size, *work) for arm in compared]
+        trainings = [Training(arm, arm.step(size, *work)) for arm in compared]
         # A step of a narrow stack is over at once, and a disturbance shows.
         rounds = profile.narrow.rounds * max(1, 128 // width)
         found += timed(trainings, "narrow step", width, rounds, device)
@@ -91,7 +111,7 @@ def seconds_of_widths(profile: MemoryProfile, device: str) -> list[Quantity]:
     return found
 
 
-def seconds_of_inference(profile: MemoryProfile, device: str) -> list[Quantity]:
+def seconds_of_inference(profile: MemoryProfile, device: torch.device) -> list[Quantity]:
     """The forward pass of the base, of the adapted model and of the merged one."""
     arm = next(arm for arm in arms(profile) if arm.name == "LoRA")
     held_on_card(device)
@@ -118,7 +138,7 @@ def forward_of(model: nn.Module, ids: Tensor) -> Callable[[], Any]:
     return forward
 
 
-def seconds_of_sweeps(profile: MemoryProfile, device: str) -> list[Quantity]:
+def seconds_of_sweeps(profile: MemoryProfile, device: torch.device) -> list[Quantity]:
     """Several small runs over one base: one after the other, and in one pass of a sweep."""
     held_on_card(device)
     # The size of the transformers that the other experiments adapt; time does not depend on data.
@@ -140,7 +160,8 @@ def seconds_of_sweeps(profile: MemoryProfile, device: str) -> list[Quantity]:
         }
         with one_thread():
             kinds = dict.fromkeys(runs, "lora")
-            found += in_turn(runs, kinds, f"runs of {batch} a step", count, 3, device)
+            what = f"runs of {batch} a step"
+            found += in_turn(runs, kinds, what, count, 3, device, warm_ups=1)
     return found
 
 

@@ -92,12 +92,14 @@ def draw_shift(
 ) -> None:
     """What a shift of the pictures costs, and what each rank lacks of the largest of ``ranks``.
 
-    ``shifts`` gives each shift's name in the recording the words under its place on the axis. The
-    first of two ``axes`` holds test accuracy, of the base as it is and of the smallest and the
-    largest rank; the second the paired difference in log loss, with its 95% t-interval, of each
-    rank from the largest. With ``names`` the curves are named where they end.
+    ``shifts`` gives each shift's name in the recording the number under its place on the axis, with
+    its unit, "45°" or "12.5%"; the places are to scale. The first of two ``axes`` holds test
+    accuracy, of the base as it is and of the smallest and the largest rank; the second the paired
+    difference in log loss, with its 95% t-interval, of each rank from the largest. With
+    ``names`` the curves are named where they end.
     """
-    places = np.arange(len(shifts))
+    places = np.array([float(number.rstrip("°%")) for number in shifts.values()])
+    span = float(np.ptp(places)) or 1.0
     top = max(ranks)
     labels = next(row.labels for row in recording.rows if row.arm.endswith(next(iter(shifts))))
     found = {one.arm: 100 * one.accuracy for one in summarise(recording, labels)}
@@ -118,7 +120,7 @@ def draw_shift(
             for name in shifts
         ]
         means = [p.mean for p in all_of_r]
-        at = places + 0.06 * (ranks.index(r) - 1)
+        at = places + 0.015 * span * (ranks.index(r) - 1)
         axes[1].plot(at, means, "o", linestyle=style, color=COLORS["lora"], markersize=5)
         lows, highs = [p.low for p in all_of_r], [p.high for p in all_of_r]
         axes[1].vlines(at, lows, highs, color=COLORS["lora"], linewidth=1)
@@ -130,7 +132,7 @@ def draw_shift(
     axes[1].set(ylabel=f"nats above r = {top}")
     for ax in axes:
         ax.set_xticks(places, labels=list(shifts.values()))
-        ax.set_xlim(-0.4, len(shifts) - 0.6)
+        ax.set_xlim(places[0] - 0.1 * span, places[-1] + 0.1 * span)
 
 
 def _final(recording: Recording, arm: str) -> list[Row]:

@@ -24,8 +24,8 @@ from minilora.experiments.recording import Row
 from minilora.experiments.running import Machine
 from minilora.experiments.tuning import Tuning
 from minilora.lab import data
+from minilora.lab.pretrained import pretrained_digits
 from minilora.lab.sweep import Cell, Data
-from minilora.lab.training import fit, one_thread, set_seed
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
 
 #: The middle of the rates for adapters on shifted digits.
@@ -112,24 +112,16 @@ def task(shift: Shift, change: Change | None = None) -> Task:
     return drawn(printed, shift.labels, shift.validation, shift.test, change)
 
 
-@lru_cache(maxsize=2)
 def reader(taught: Reader, device: torch.device | str = "cpu") -> TransformerClassifier:
     """A transformer that reads one printed digit, upright and with all dots in their places."""
-    set_seed(0)
-    model = TransformerClassifier(taught.model)
-    x, y = printed(taught.pictures, 0)
-    with one_thread():
-        fit(
-            model,
-            x,
-            y,
-            steps=taught.steps,
-            lr=taught.lr,
-            weight_decay=0.05,
-            device=device,
-            progress=False,
-        )
-    return model.eval()
+    return pretrained_digits(
+        config=taught.model,
+        pictures=taught.pictures,
+        steps=taught.steps,
+        lr=taught.lr,
+        device=device,
+        progress=False,
+    ).to(device)
 
 
 def run_shifts(shift: Shift, part: str, machine: Machine) -> list[Row]:

@@ -1,56 +1,66 @@
-"""Every way to adapt the adder, at one number of labels; some of them at others.
+"""Every way to adapt the adder, at one number of labels and steps; some of them at others.
 
 Every arm starts from the same base and is trained for the same number of steps on the same labelled
-pictures ("from scratch" starts from nothing and gets three times the steps). Its learning rate is
-tuned with seeds that are used for nothing else.
+pictures ("from scratch" starts from nothing and gets more steps). Its learning rate is tuned with
+draws of the pictures that are used for nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from minilora import LoRAConfig
-from minilora.experiments.families import AdapterRun, Family, Recipe, Run, WholeRun
+from minilora.experiments.families import FINAL, AdapterRun, Family, Recipe, Run, WholeRun
 from minilora.experiments.rank.baselines import baselines
 from minilora.experiments.rank.watched import Watching, watched
 from minilora.experiments.recording import Row
 from minilora.experiments.running import Experiment, Machine, Profile
-from minilora.experiments.sums import SUMS, Sums, adder, task
-from minilora.experiments.tuning import Tuning, best_rate
+from minilora.experiments.sums import SUMS, Sums, adder, printed, sheets, task
+from minilora.experiments.tuning import Tuning, best_rate, runner_up
 from minilora.lab.sweep import Cell
 from minilora.lab.transformer import BLOCK_LINEARS
 
 #: What can be run by itself.
-PARTS = ("arms", "baselines", "watched")
+PARTS = ("arms", "elsewhere", "baselines", "watched")
+
+FULL = "full fine-tuning"
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Other numbers of labels, the arms that are asked about them, and their seeds."""
+class Elsewhere:
+    """Another number of labels or of steps, and the arms that are asked about it.
 
-    labels: tuple[int, ...]
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
+    ``middles`` are the middles of the rates that they start with.
+    """
+
+    labels: int
+    steps: int
+    middles: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class RankProfile(Profile):
     """The size of a run.
 
-    ``labels`` is the number of labelled pictures of the main figure, in which every arm has a part.
+    ``labels`` and ``steps`` are those of the main figure, in which every arm has a part; "from
+    scratch" gets ``patience`` times the steps. The arms named in ``again`` are also tested at the
+    rate that came second, and those in ``slower`` at the rates given there.
     """
 
     sums: Sums
     labels: int
+    steps: int
+    patience: int
+    batch_size: int
+    alpha: float
     ranks: tuple[int, ...]
     random_rank: int
-    alpha: float
-    steps: int
-    batch_size: int
-    seeds: tuple[int, ...]
-    tuning_seeds: tuple[int, ...]
-    curve: Curve
+    tuning: Tuning
+    again: tuple[str, ...]
+    slower: Mapping[str, tuple[float, ...]]
+    elsewhere: tuple[Elsewhere, ...]
     watch: Watching
 
 
@@ -59,22 +69,24 @@ PROFILES = {
         name="cpu",
         sums=SUMS["cpu"],
         labels=500,
-        ranks=(1, 2, 4, 8, 16, 32),
-        random_rank=8,
-        alpha=8.0,
         steps=200,
+        patience=2,
         batch_size=32,
-        seeds=(0, 1, 2, 3, 4),
-        tuning_seeds=(100,),
-        curve=Curve(
-            labels=(100, 250, 2000),
-            arms=("LoRA r=1", "LoRA r=8", "full fine-tuning"),
-            seeds=(0, 1, 2),
+        alpha=8.0,
+        ranks=(1, 2, 4, 8, 32),
+        random_rank=8,
+        tuning=Tuning(rungs=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4), glance=1),
+        again=("LoRA r=1", "LoRA r=2", "LoRA r=4", "LoRA r=8", "LoRA r=32", FULL),
+        slower={"LoRA r=8": (3.2e-3, 7e-3), FULL: (7e-4,)},
+        elsewhere=(
+            Elsewhere(100, 200, {"LoRA r=8": 7e-4, FULL: 2.2e-4}),
+            Elsewhere(500, 50, {"LoRA r=1": 2.2e-2, "LoRA r=8": 2.2e-2, FULL: 2.2e-3}),
         ),
         watch=Watching(
             labels=100,
             ranks=(1, 32),
-            rates=(5e-3, 1e-2, 2.2e-2),
+            lr=1e-2,
+            full_lr=1.5e-3,
             steps=400,
             batch_size=32,
             seeds=(0, 1, 2),
@@ -84,22 +96,26 @@ PROFILES = {
         name="gpu",
         sums=SUMS["gpu"],
         labels=500,
-        ranks=(1, 2, 4, 8, 16, 32, 64),
-        random_rank=8,
-        alpha=8.0,
         steps=300,
+        patience=3,
         batch_size=32,
-        seeds=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
-        tuning_seeds=(100,),
-        curve=Curve(
-            labels=(100, 250, 1000, 2000, 4000),
-            arms=("LoRA r=1", "LoRA r=8", "LoRA r=64", "full fine-tuning"),
-            seeds=(0, 1, 2, 3, 4),
+        alpha=8.0,
+        ranks=(1, 2, 4, 8, 32, 64),
+        random_rank=8,
+        tuning=Tuning(2, (100, 101, 102), (0, 1, 2, 3, 4), lower=2, glance=1),
+        again=("LoRA r=1", "LoRA r=2", "LoRA r=4", "LoRA r=8", "LoRA r=32", "LoRA r=64", FULL),
+        slower={"LoRA r=8": (7e-4, 1.5e-3, 3.2e-3), FULL: (1.5e-4, 3.2e-4)},
+        elsewhere=(
+            Elsewhere(100, 300, {"LoRA r=1": 1e-3, "LoRA r=8": 1e-3, FULL: 2.2e-4}),
+            Elsewhere(2000, 300, {"LoRA r=1": 1e-2, "LoRA r=8": 1e-2, FULL: 2.2e-3}),
+            Elsewhere(500, 75, {"LoRA r=1": 2.2e-2, "LoRA r=8": 2.2e-2, FULL: 2.2e-3}),
+            Elsewhere(500, 800, {"LoRA r=1": 1e-2, "LoRA r=8": 1e-2, FULL: 1e-3}),
         ),
         watch=Watching(
             labels=100,
             ranks=(1, 4, 16, 64),
-            rates=(5e-4, 1e-3, 2.2e-3, 5e-3, 1e-2),
+            lr=5e-3,
+            full_lr=7e-4,
             steps=400,
             batch_size=32,
             seeds=(0, 1, 2, 3, 4),
@@ -109,16 +125,21 @@ PROFILES = {
         name="smoke",
         sums=SUMS["smoke"],
         labels=40,
+        steps=4,
+        patience=3,
+        batch_size=16,
+        alpha=8.0,
         ranks=(1, 2),
         random_rank=2,
-        alpha=8.0,
-        steps=4,
-        batch_size=16,
-        seeds=(0, 1),
-        tuning_seeds=(100,),
-        curve=Curve(labels=(30,), arms=("LoRA r=1", "full fine-tuning"), seeds=(0,)),
+        tuning=Tuning(rungs=1, seeds=(100, 101), tested=(0, 1), glance=1),
+        again=("LoRA r=1", FULL),
+        slower={"LoRA r=2": (1e-3,), FULL: (1e-4,)},
+        elsewhere=(
+            Elsewhere(30, 4, {"LoRA r=1": 1e-2, FULL: 2.2e-3}),
+            Elsewhere(40, 2, {"LoRA r=1": 1e-2, FULL: 2.2e-3}),
+        ),
         watch=Watching(
-            labels=40, ranks=(1, 2), rates=(1e-3, 1e-2), steps=20, batch_size=16, seeds=(0,)
+            labels=40, ranks=(1, 2), lr=1e-2, full_lr=1e-3, steps=20, batch_size=16, seeds=(0, 1)
         ),
     ),
 }
@@ -129,50 +150,98 @@ def arms(profile: RankProfile) -> list[Run]:
     config = partial(LoRAConfig, alpha=profile.alpha, targets=list(BLOCK_LINEARS))
     r = profile.random_rank
     return [
-        WholeRun("head only", "head", 5e-3, trains="head"),
-        WholeRun("biases only", "biases", 1e-2, trains="biases of the blocks"),
-        *(AdapterRun(f"LoRA r={r}", Cell(config(r=r), 1e-2)) for r in profile.ranks),
+        WholeRun("head only", "head", 2.2e-3, trains="head"),
+        WholeRun("biases only", "biases", 0.22, trains="biases of the blocks"),
+        *(AdapterRun(f"LoRA r={r}", Cell(config(r=r), 2.2e-2)) for r in profile.ranks),
         AdapterRun(f"random A, r={r}", Cell(config(r=r), 5e-2, trained="B"), "random"),
-        WholeRun("full fine-tuning", "full", 2.2e-3),
-        WholeRun("from scratch", "scratch", 1e-3, scratch=True, patience=3),
+        WholeRun(FULL, "full", 2.2e-3),
+        WholeRun("from scratch", "scratch", 5e-4, scratch=True, patience=profile.patience),
     ]
 
 
-def compare(
-    profile: RankProfile, labels: int, chosen: list[Run], tuning: Tuning, machine: Machine
-) -> list[Row]:
-    """Tune and test some arms with so many labels; their rows in the order of the arms."""
-    family = Family(
-        f"{labels} labels",
-        adder(profile.sums, machine.device, machine.progress),
-        task(profile.sums, labels),
-        Recipe(profile.steps, profile.batch_size),
-        machine,
+def _family(profile: RankProfile, where: Elsewhere, machine: Machine) -> Family:
+    pictures = replace(
+        task(profile.sums, where.labels),
+        sheets=sheets(profile.sums),
+        aside={"printed": printed()},
     )
-    order = [arm.arm for arm in chosen]
-    return sorted(family.compare(chosen, tuning), key=lambda row: order.index(row.arm))
+    return Family(
+        f"{where.labels} labels, {where.steps} steps",
+        adder(profile.sums, machine.device, machine.progress),
+        pictures,
+        Recipe(where.steps, profile.batch_size),
+        machine,
+        at_once=16,  # few passes, each with many cells: the rounds of the tuning are small
+    )
+
+
+def _in_order(rows: Iterable[Row], names: list[str]) -> list[Row]:
+    """The rows by their arms, and by their stage within an arm: an arm's own come first."""
+
+    def place(row: Row) -> tuple[int, bool, bool]:
+        of = [row.arm == name or row.arm.startswith(f"{name}, ") for name in names]
+        return of.index(True), row.stage == "final", row.arm != names[of.index(True)]
+
+    return sorted(rows, key=place)
 
 
 def _arms(profile: RankProfile, machine: Machine) -> list[Row]:
-    compared, curve = arms(profile), profile.curve
-    first = Tuning(2, profile.tuning_seeds, profile.seeds, profile.sums.lower)
-    rows = compare(profile, profile.labels, compared, first, machine)
-    # With other numbers of labels an arm starts from the rate that it had with this one.
-    again = Tuning(1, profile.tuning_seeds, curve.seeds)
-    chosen = [arm.at(best_rate(rows, arm.arm), 0) for arm in compared if arm.arm in curve.arms]
-    for labels in curve.labels:
-        rows += compare(profile, labels, chosen, again, machine)
+    of = {arm.arm: arm for arm in arms(profile)}
+    family = _family(profile, Elsewhere(profile.labels, profile.steps, {}), machine)
+    rows = family.compare(of.values(), profile.tuning)
+    more = [
+        replace(of[name], arm=f"{name}, {how}", kind="other rate").at(lr, seed)
+        for how, name, lr in _other_rates(profile, rows)
+        for seed in profile.tuning.tested
+    ]
+    rows += replace(family, name=f"{family.name}, other rates").train(more, FINAL)
+    return _in_order(rows, list(of))
+
+
+def _other_rates(profile: RankProfile, rows: list[Row]) -> list[tuple[str, str, float]]:
+    """(how it is named, arm, rate) of the tests at other rates than the best."""
+    seconds = [("runner-up", name, runner_up(rows, name)) for name in profile.again]
+    slower = [
+        (f"at {lr:g}", name, lr)
+        for name, rates in profile.slower.items()
+        for lr in rates
+        if lr != best_rate(rows, name)
+    ]
+    return seconds + slower
+
+
+def _elsewhere(profile: RankProfile, machine: Machine) -> list[Row]:
+    of = {arm.arm: arm for arm in arms(profile)}
+    rows: list[Row] = []
+    for where in profile.elsewhere:
+        chosen = [of[name].at(lr, 0) for name, lr in where.middles.items()]
+        tuning = replace(profile.tuning, lower=0)
+        found = _in_order(
+            _family(profile, where, machine).compare(chosen, tuning), list(where.middles)
+        )
+        if where.steps != profile.steps:
+            found = [_with_steps(row, where.steps, list(where.middles)) for row in found]
+        rows += found
     return rows
+
+
+def _with_steps(row: Row, steps: int, names: list[str]) -> Row:
+    """The row of an arm with another number of steps, which is another arm."""
+    name = next(name for name in names if row.arm == name or row.arm.startswith(f"{name}, "))
+    kind = "steps" if row.arm == name else row.kind
+    return replace(row, arm=f"{name}, {steps} steps{row.arm.removeprefix(name)}", kind=kind)
 
 
 def _part(profile: RankProfile, part: str, machine: Machine) -> list[Row]:
     if part == "arms":
         return _arms(profile, machine)
+    if part == "elsewhere":
+        return _elsewhere(profile, machine)
     base = adder(profile.sums, machine.device, machine.progress)
     if part == "watched":
         return watched(profile.watch, profile.sums, profile.alpha, base, machine)
-    everywhere = dict.fromkeys(profile.curve.labels, profile.curve.seeds)
-    return baselines(profile.sums, base, {profile.labels: profile.seeds} | everywhere)
+    labels = dict.fromkeys([profile.labels, *(where.labels for where in profile.elsewhere)])
+    return baselines(profile.sums, base, dict.fromkeys(labels, profile.tuning.tested))
 
 
 EXPERIMENT = Experiment("rank", PROFILES, PARTS, _part)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from minilora.experiments.recording import Recording
-from minilora.experiments.summaries import ArmResult, summarise, tuning_curve
-from minilora.lab.plotting import COLORS, LINESTYLES, MARKERS, LineStyle, label_line
+from minilora.experiments.recording import Recording, Row
+from minilora.experiments.summaries import ArmResult, summarise
+from minilora.experiments.tuning import best_rate, rate_curve
+from minilora.lab.plotting import COLORS, LINESTYLES, MARKERS, label_line
 
 #: Where an arm's name stands: offset in points, and the side of the text that faces the mark.
 NAME_SIDES = {
     "lora": (0, 12, "center"),  # beyond the best run
     "random": (0, -12, "center"),  # beyond the worst
-    "full": (-10, -2, "right"),
+    "full": (12, 0, "left"),
     "head": (10, -8, "left"),
     "biases": (10, -8, "left"),
     "scratch": (-10, 0, "right"),
@@ -26,24 +27,41 @@ METHODS = {
     "logistic regression": "logistic regression",
     "digits labelled singly": "1-NN, every\ndigit labelled",
 }
+Offset = tuple[float, float]
 
 
-def draw_tuning(ax: Axes, recording: Recording, names: Sequence[str]) -> None:
-    """Validation log loss (nats) against learning rate, logarithmic; the chosen rate is filled."""
-    of = {one.arm: one for one in summarise(recording)}
-    for arm in (of[name] for name in names):
-        curve = tuning_curve(recording, arm.arm)
+def draw_tuning(
+    ax: Axes, recording: Recording, names: Sequence[str], offsets: Mapping[str, Offset]
+) -> None:
+    """Validation log loss (nats) against learning rate, logarithmic; the chosen rate is filled.
+
+    Small marks are tuning draws, and lines join their means. ``offsets`` are those of the arms'
+    names from the first point of their line, in points.
+    """
+    labels = recording.settings["labels"]
+    for name in names:
+        rows = [row for row in recording.rows if (row.arm, row.labels) == (name, labels)]
+        tuned = [row for row in rows if row.stage == "tune" and row.log_loss is not None]
+        kind, r = tuned[0].kind, tuned[0].r
+        color, marker = COLORS[kind], MARKERS[kind]
+        style = {1: ":", 2: "--"}.get(r or 0, LINESTYLES[kind])
+        ax.plot(
+            [row.lr or 0 for row in tuned],
+            [row.log_loss or 0 for row in tuned],
+            ".",
+            color=color,
+            alpha=0.45,
+        )
+        curve, best = rate_curve(rows, name), best_rate(rows, name)
         rates, losses = list(curve), list(curve.values())
-        color, marker = COLORS[arm.kind], MARKERS[arm.kind]
-        style = ":" if arm.r == 1 else LINESTYLES[arm.kind]
         ax.loglog(rates, losses, marker, color=color, linestyle=style, mfc="white")
-        if arm.lr in curve:
-            ax.plot(arm.lr, curve[arm.lr], marker, color=color)
-        label_line(ax, (rates[0], losses[0]), arm.arm, color=color, offset=(-8, 0), ha="right")
+        ax.plot(best, curve[best], marker, color=color)
+        dx, dy = offsets.get(name, (-8, 0))
+        ha = "right" if dx < 0 else "left"
+        label_line(ax, (rates[0], losses[0]), name, color=color, offset=(dx, dy), ha=ha)
     ax.set(xlabel="learning rate", ylabel="validation log loss (nats)")
     ax.set_yticks([0.5, 1, 2], labels=["0.5", "1", "2"])
     ax.minorticks_off()
-    ax.margins(x=0.42)  # room for the names
 
 
 def draw_arms(
@@ -55,7 +73,7 @@ def draw_arms(
     log loss in nats. With two ``axes``, an arm whose mean is above ``cut`` goes into the first.
     """
     unit = 100 if metric == "accuracy" else 1
-    trained = [one for one in summarise(recording) if one.parameters is not None]
+    trained = [one for one in summarise(recording) if one.kind in NAME_SIDES]
     for arm in trained:
         runs = _runs(recording, arm, metric, unit)
         mean, color = float(np.mean(runs)), COLORS[arm.kind]
@@ -68,7 +86,9 @@ def draw_arms(
         ends = {"lora": max(runs, key=lambda y: up * y), "random": min(runs, key=lambda y: up * y)}
         where = size, ends.get(arm.kind, mean)
         dy *= up if arm.kind in ends else 1
-        name = f"r = {arm.r}" if arm.kind == "lora" else arm.arm
+        if arm is [one for one in trained if one.kind == "lora"][-1]:  # a line stands there
+            where, dx, dy, ha = (size, mean), -9, 9 * up, "right"
+        name = f"r = {arm.r}" if arm.kind == "lora" else arm.arm.replace(" fine", "\nfine")
         label_line(ax, where, name, color=color, ha=ha, offset=(dx, dy))
     low_rank = [one for one in trained if one.kind == "lora"]
     means = [float(np.mean(_runs(recording, one, metric, unit))) for one in low_rank]
@@ -101,45 +121,99 @@ def draw_by_labels(ax: Axes, recording: Recording, names: Sequence[str]) -> None
 
     Small marks are runs and large marks their means.
     """
-    counts = sorted({row.labels for row in recording.rows if row.arm == names[0]})
+    found = {labels: summarise(recording, labels) for labels in _counts(recording, names[0])}
     for name in names:
-        found = [summarise(recording, labels) for labels in counts]
-        arms = [one for some in found for one in some if one.arm == name]
+        arms = [one for some in found.values() for one in some if one.arm == name]
         kind = "neighbours" if arms[0].kind == "halves" else arms[0].kind
         color, means = COLORS[kind], [100 * one.accuracy for one in arms]
         labels = [one.labels for one in arms]
-        style = ":" if arms[0].r == 1 else LINESTYLES[kind]
         for one in arms:
             runs = [100 * value for value in one.values]
             ax.plot([one.labels] * len(runs), runs, ".", color=color, alpha=0.5)
-        ax.plot(labels, means, MARKERS[kind], linestyle=style, color=color)
-        up = {"lora": 1, "full": -9, "halves": 12}.get(arms[0].kind, 0)
+        ax.plot(labels, means, MARKERS[kind], linestyle=LINESTYLES[kind], color=color)
+        up = {"lora": 5, "full": -9, "halves": 12}.get(arms[0].kind, 0)
         place = labels[-1], means[-1]
-        label_line(ax, place, METHODS.get(name, name), color=color, offset=(8, up))
+        label_line(ax, place, METHODS.get(name, name), color=color, offset=(9, up))
     ax.set_xscale("log")
-    ax.set_xticks(counts, labels=[f"{count:,}" for count in counts])
+    ax.set_xticks(list(found), labels=[f"{count:,}" for count in found])
     ax.minorticks_off()
     ax.set(xlabel="labelled pictures", ylabel="test accuracy (%)")
 
 
 def draw_watched(
-    ax: Axes, recording: Recording, r: int, lr: float, style: LineStyle = "-", name: str = ""
+    ax: Axes, recording: Recording, field: str, offsets: Mapping[str, Offset] | None = None
 ) -> None:
-    """Mean validation log loss (nats) of an adapter against the step, at one constant rate.
+    """The log loss (nats) of what was watched against the step, at a constant rate.
 
-    A curve has a gap where one of its runs diverged. ``name`` stands where it ends.
+    ``field`` is "log_loss", for that on validation data, or "train_loss". Thin lines are runs and
+    thick ones their means; ``offsets`` are those of the names where the lines end.
     """
-    looks: dict[int, list[float]] = {}
+    runs: dict[str, dict[int, list[Row]]] = {}
     for row in recording.rows:
-        if (row.stage, row.arm, row.lr) == ("tune", f"watched r={r}", lr):
-            step = int((row.setting or "").removeprefix("step "))
-            looks.setdefault(step, []).append(np.nan if row.log_loss is None else row.log_loss)
-    steps = sorted(looks)
-    means = [float(np.mean(looks[step])) for step in steps]
-    ax.plot(steps, means, color=COLORS["lora"], ls=style)
-    if name:
-        label_line(ax, (steps[-1], means[-1]), name, color=COLORS["lora"])
-    ax.set(xlabel="step", ylabel="validation log loss (nats)")
+        if row.arm.startswith("watched"):
+            runs.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
+    for arm, of in runs.items():
+        first = next(iter(of.values()))[0]
+        color = COLORS[first.kind]
+        style = ":" if first.r == 1 else LINESTYLES[first.kind]
+        curves = []
+        for rows in of.values():
+            seen = [row for row in rows if getattr(row, field) is not None]
+            steps = [_step(row) for row in seen]
+            curves.append([getattr(row, field) for row in seen])
+            ax.plot(steps, curves[-1], color=color, linestyle=style, linewidth=0.7, alpha=0.6)
+        means = np.mean(curves, axis=0)
+        ax.plot(steps, means, color=color, linestyle=style)
+        if offsets is not None:
+            name = "full" if first.r is None else f"r = {first.r}"
+            offset = offsets.get(arm, (7, 0))
+            label_line(ax, (steps[-1], means[-1]), name, color=color, offset=offset)
+    ax.set(xlabel="step")
+
+
+def draw_forgetting(ax: Axes, recording: Recording, names: Sequence[str]) -> None:
+    """Accuracy on printed pairs against that on written ones (%), one mark for each rate.
+
+    Small marks are runs and large ones their means. An arm's rates are joined and written beside
+    their marks: to the right for LoRA, to the left for others but the name.
+    """
+    for name in names:
+        points: dict[float, tuple[float, float]] = {}
+        for arm in summarise(recording):
+            if arm.arm not in (name, f"{name}, runner-up", f"{name}, at {arm.lr or 0:g}"):
+                continue
+            kept = [100 * value for value in aside(recording, arm.arm, "printed")]
+            written = [100 * value for value in arm.values]
+            kind = "lora" if arm.r else "full"
+            ax.plot(written, kept, ".", color=COLORS[kind], alpha=0.35)
+            points[arm.lr or 0] = float(np.mean(written)), float(np.mean(kept))
+        color = COLORS[kind]
+        rates = sorted(points)
+        x, y = zip(*(points[rate] for rate in rates), strict=True)
+        ax.plot(x, y, MARKERS[kind], color=color, linestyle="-", markersize=8)
+        for rate in rates:
+            first = rate == rates[0]
+            right = first or kind == "lora"
+            words = f"{name}, rate {rate:g}" if first else f"{rate:g}"
+            offset = (9, 7) if right else (-9, -5)
+            ha = "left" if right else "right"
+            label_line(ax, points[rate], words, color=color, offset=offset, ha=ha)
+    ax.set(xlabel="written sums right (%)", ylabel="printed sums right (%)")
+
+
+def aside(recording: Recording, arm: str, name: str) -> list[float]:
+    """The arm's accuracy on the further pictures of that name, one for each seed."""
+    labels = recording.settings["labels"]
+    rows = [row for row in recording.rows if (row.arm, row.labels) == (f"{arm}, {name}", labels)]
+    return [row.accuracy or 0.0 for row in sorted(rows, key=lambda row: row.seed)]
+
+
+def _counts(recording: Recording, arm: str) -> list[int]:
+    return sorted({row.labels for row in recording.rows if row.arm == arm})
+
+
+def _step(row: Row) -> int:
+    return int((row.setting or "").removeprefix("step "))
 
 
 def _runs(recording: Recording, arm: ArmResult, metric: str, unit: float) -> list[float]:

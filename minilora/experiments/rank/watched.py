@@ -1,18 +1,21 @@
-"""Adapters with few labels, looked at on their way: what they overfit, and when."""
+"""Runs with few labels at a constant rate, looked at on their way: what overfits, and when."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from minilora import LoRAConfig
-from minilora.experiments.families import scored_row
 from minilora.experiments.recording import Row
 from minilora.experiments.running import Machine
 from minilora.experiments.sums import Sums, task
-from minilora.lab.sweep import Result, grid, sweep
+from minilora.experiments.tasks import scored_row
+from minilora.lab.sweep import Data, grid, sweep
+from minilora.lab.training import Evaluation, batches, evaluate, flush_denormals, learning_rate
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier
 
 LOOKS = 10  # in a run
@@ -20,11 +23,15 @@ LOOKS = 10  # in a run
 
 @dataclass(frozen=True)
 class Watching:
-    """The grid in which adapters are looked at on their way, every tenth part of it."""
+    """What is looked at on its way, every tenth part of it.
+
+    Adapters of some ranks are trained at the rate ``lr``, and the whole model at ``full_lr``.
+    """
 
     labels: int
     ranks: tuple[int, ...]
-    rates: tuple[float, ...]
+    lr: float
+    full_lr: float
     steps: int
     batch_size: int
     seeds: tuple[int, ...]
@@ -33,15 +40,15 @@ class Watching:
 def watched(
     watching: Watching, sums: Sums, alpha: float, base: TransformerClassifier, machine: Machine
 ) -> list[Row]:
-    """One row for every look, on validation data, with "step N" for its setting.
+    """A row for every look, on validation data, with "step N" for its setting.
 
-    And one on test data for the rate and the step that validation chose for the rank (setting
-    "tuned"), and for the middle rate at the last step ("untuned").
+    The training loss is the mean since the look before. At step 0 every run is the base.
     """
-    config = LoRAConfig(r=1, alpha=alpha, targets=list(BLOCK_LINEARS))
-    cells = grid(config, r=watching.ranks, lr=watching.rates, seed=watching.seeds)
-    every = max(1, watching.steps // LOOKS)
     pictures = task(sums, watching.labels)
+    start = evaluate(base, *pictures.validation)
+    every = max(1, watching.steps // LOOKS)
+    config = LoRAConfig(r=1, alpha=alpha, targets=list(BLOCK_LINEARS))
+    cells = grid(config, r=watching.ranks, lr=[watching.lr], seed=watching.seeds)
     results = sweep(
         base,
         cells,
@@ -49,58 +56,80 @@ def watched(
         steps=watching.steps,
         schedule="constant",
         batch_size=watching.batch_size,
-        evaluate=pictures.scored,
+        evaluate={"validation": pictures.validation},
         every=every,
         jobs=machine.jobs if machine.device.type == "cpu" else 1,
         path=machine.file("watched"),
         progress=False,
     )
-    found = {(c.config.r, c.lr, c.seed): r for c, r in zip(cells, results, strict=True)}
     rows = []
-    for (r, lr, seed), result in found.items():
-        row = _row(watching, r, lr, seed, result)
-        for k, look in enumerate(result.along.get("validation", []), start=1):
-            rows.append(scored_row(replace(row, setting=f"step {k * every}"), "tune", look))
-    middle = watching.rates[len(watching.rates) // 2]
-    for r in watching.ranks:
-        # (rates, looks): the mean over seeds, infinite for a rate at which one diverged
-        curves = np.array(
-            [
-                np.mean(
-                    [
-                        _curve(found[r, lr, seed], watching.steps // every)
-                        for seed in watching.seeds
-                    ],
-                    0,
-                )
-                for lr in watching.rates
-            ]
+    for cell, result in zip(cells, results, strict=True):
+        row = Row(
+            stage="tune",
+            arm=f"watched r={cell.config.r}",
+            kind="lora",
+            r=cell.config.r,
+            labels=watching.labels,
+            seed=cell.seed,
+            lr=cell.lr,
+            parameters=result.parameters,
         )
-        best, step = np.unravel_index(int(curves.argmin()), curves.shape)
-        ways = (("tuned", watching.rates[int(best)], int(step)), ("untuned", middle, -1))
-        for (how, lr, at), seed in product(ways, watching.seeds):
-            result = found[r, lr, seed]
-            seen = result.along["test"][at] if result.along else None
-            row = _row(watching, r, lr, seed, result)
-            row = replace(row, arm=f"{row.arm}, {how}", setting=how, diverged=seen is None)
-            rows.append(scored_row(row, "final", seen))
+        looks = result.along.get("validation", [])
+        rows += _looks(row, every, [start, *looks], result.loss)
+    for seed in watching.seeds:
+        model = copy.deepcopy(base)
+        row = Row(
+            stage="tune",
+            arm="watched full",
+            kind="full",
+            labels=watching.labels,
+            seed=seed,
+            lr=watching.full_lr,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+        found, losses = _train(
+            model, pictures.labelled(seed), watching, seed, every, pictures.validation
+        )
+        rows += _looks(row, every, [start, *found], losses)
     return rows
 
 
-def _curve(result: Result, looks: int) -> list[float]:
-    if result.along:
-        return [look.log_loss for look in result.along["validation"]]
-    return [float("inf")] * looks
+@flush_denormals()
+def _train(
+    model: TransformerClassifier,
+    labelled: Data,
+    watching: Watching,
+    seed: int,
+    every: int,
+    validation: Data,
+) -> tuple[list[Evaluation], list[float]]:
+    """`minilora.lab.training.fit` at a constant rate, with looks: theirs, and every step's loss."""
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    x, y = (part.to(device) for part in labelled)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
+    looks, losses = [], []
+    steps = watching.steps
+    model.train()
+    for step, rows in enumerate(batches(len(y), watching.batch_size, steps, seed)):
+        now = learning_rate(step, steps, watching.full_lr, "constant", steps // 10)
+        optimizer.param_groups[0]["lr"] = now
+        rows = rows.to(device)
+        loss = F.cross_entropy(model(x[rows]), y[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % every == 0:
+            looks.append(evaluate(model, *validation))
+    return looks, losses
 
 
-def _row(watching: Watching, r: int, lr: float, seed: int, result: Result) -> Row:
-    return Row(
-        stage="tune",
-        arm=f"watched r={r}",
-        kind="lora",
-        r=r,
-        labels=watching.labels,
-        seed=seed,
-        lr=lr,
-        parameters=result.parameters,
-    )
+def _looks(row: Row, every: int, looks: list[Evaluation], losses: list[float]) -> list[Row]:
+    rows = []
+    for k, look in enumerate(looks):
+        since = losses[max(0, k - 1) * every : k * every]
+        seen = replace(row, setting=f"step {k * every}")
+        seen = replace(seen, train_loss=float(np.mean(since)) if since else None)
+        rows.append(scored_row(seen, "tune", look))
+    return rows

@@ -1,5 +1,35 @@
 """Learning rate, α and the start: what each of them does to the training of an adapter."""
 
-from minilora.experiments.rates.experiment import EXPERIMENT, PARTS, PROFILES, run, task
+from minilora.experiments.rates.experiment import (
+    EXPERIMENT,
+    PARTS,
+    PROFILES,
+    RULES,
+    arm_of,
+    run,
+    sgd_arm_of,
+    task,
+)
+from minilora.experiments.rates.ladder import (
+    best_rate,
+    broken,
+    by_rate,
+    highest_sound,
+    mean_loss,
+)
 
-__all__ = ["EXPERIMENT", "PARTS", "PROFILES", "run", "task"]
+__all__ = [
+    "EXPERIMENT",
+    "PARTS",
+    "PROFILES",
+    "RULES",
+    "arm_of",
+    "best_rate",
+    "broken",
+    "by_rate",
+    "highest_sound",
+    "mean_loss",
+    "run",
+    "sgd_arm_of",
+    "task",
+]
