@@ -12,7 +12,7 @@ from minilora.experiments.tuning import rate_curve
 
 METRICS = ("accuracy", "log_loss")
 
-#: Kinds of rows that stand beside an arm's own: its runs on one sheet, and on other pictures.
+#: Kinds of rows beside an arm's own, which are its runs on one sheet and on other pictures.
 BESIDE = ("sheet", "aside")
 
 

@@ -17,7 +17,7 @@ FINE = (
     *(1.0, 1.5, 2.2, 3.2, 5.0),
 )
 
-#: The coarse ladder: every second rung.
+#: The coarse ladder, every second rung of the fine one.
 RATES = FINE[::2]
 
 #: Where the lowest two rates differ in their loss by less than this share, they change next to
