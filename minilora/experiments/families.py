@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from minilora.experiments.running import Machine, rows_of
 from minilora.experiments.tasks import Change as Change
 from minilora.experiments.tasks import Task as Task
 from minilora.experiments.tasks import scored_row
-from minilora.experiments.tuning import Ladders, Tuning, best_rate, tune
+from minilora.experiments.tuning import Runs, Tuning, best_rate, tune
 from minilora.lab.sweep import Cell, fingerprint, sweep
 from minilora.lab.training import Diverged, evaluate, fit, set_seed
 from minilora.lab.transformer import TransformerClassifier
@@ -125,31 +126,25 @@ class Family:
     machine: Machine
     at_once: int | None = None
 
-    def compare(self, arms: Iterable[Run], tuning: Tuning) -> list[Row]:
+    def compare(self, arms: Iterable[Run], tuning: Tuning | Mapping[str, Tuning]) -> list[Row]:
         """Tune every arm and test it at its best rate; the rows.
 
         A run stands for its arm, and its rate is the middle of those that are tried at first.
         """
         of = {run.arm: run for run in arms}
-        stages = BOTH if set(tuning.seeds) & set(tuning.tested) else TUNE
+        tunings = dict.fromkeys(of, tuning) if isinstance(tuning, Tuning) else tuning
+        both = any(set(one.seeds) & set(one.tested) for one in tunings.values())
+        number = count(1)
 
-        def train(ladders: Ladders, seeds: Sequence[int]) -> list[Row]:
-            # Each set of seeds has pictures of its own, and therefore files of its own.
-            few = f"-{seeds[0]}-{seeds[-1]}" if tuning.glance else ""
-            family = replace(self, name=self.name + few)
-            rows = family.train(
-                [
-                    of[arm].at(lr, seed)
-                    for arm, rates in ladders.items()
-                    for lr in rates
-                    for seed in seeds
-                ],
-                stages,
-            )
+        def train(runs: Runs) -> list[Row]:
+            # Each round has pictures of its own, and therefore files of its own.
+            family = replace(self, name=f"{self.name}-{next(number)}")
+            asked = [of[arm].at(lr, seed) for arm, pairs in runs.items() for lr, seed in pairs]
+            rows = family.train(asked, BOTH if both else TUNE)
             return [replace(row, setting=self.name) for row in rows]
 
-        rows = tune(train, {arm: run.lr for arm, run in of.items()}, tuning)
-        return self.tested(rows, of, dict.fromkeys(of, tuning.tested))
+        rows = tune(train, {arm: run.lr for arm, run in of.items()}, tunings)
+        return self.tested(rows, of, {arm: one.tested for arm, one in tunings.items()})
 
     def tested(
         self, rows: list[Row], arms: Mapping[str, Run], seeds: Mapping[str, Sequence[int]]

@@ -118,12 +118,16 @@ def paired_by_sheet(recording: Recording, a: str, b: str, metric: str = "accurac
 
 
 def _interval(a: str, b: str, metric: str, values: list[float]) -> Paired:
+    return Paired(a, b, metric, *t_interval(values), len(values))
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of two values or more, and the ends of its 95% t-interval."""
     from scipy.stats import t  # scikit-learn brings it
 
-    differences = np.array(values)
-    mean = float(differences.mean())
-    half = float(t.ppf(0.975, len(values) - 1) * differences.std(ddof=1) / len(values) ** 0.5)
-    return Paired(a, b, metric, mean, mean - half, mean + half, len(values))
+    mean, count = float(np.mean(values)), len(values)
+    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5)
+    return mean, mean - half, mean + half
 
 
 def tuning_curve(recording: Recording, arm: str, labels: int | None = None) -> dict[float, float]:

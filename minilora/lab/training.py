@@ -30,10 +30,14 @@ class Diverged(RuntimeError):
 
 @dataclass
 class History:
-    """What happened in a run of :func:`fit`: ``loss[i]`` and ``lr[i]`` are those of step i."""
+    """What happened in a run of :func:`fit`: ``loss[i]`` and ``lr[i]`` are those of step i.
+
+    ``looks`` are evaluations on the way, where they were asked for.
+    """
 
     loss: list[float] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
+    looks: list[Evaluation] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -143,6 +147,8 @@ def fit(
     weight_decay: float = 0.0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    look_at: tuple[Tensor, Tensor] | None = None,
+    every: int = 1,
     progress: bool | None = None,
 ) -> History:
     """Train a classifier in place with AdamW on pictures ``x`` (N, C, H, W) and labels ``y`` (N,).
@@ -150,9 +156,10 @@ def fit(
     ``parameters`` are what is trained; left out, everything that requires a gradient. ``lr`` is the
     peak learning rate, reached after ``warmup`` steps (a tenth of all, unless given). ``seed``
     settles the order of the examples, nothing else. The model ends on ``device`` (where it is
-    already, unless given). ``progress`` draws a bar; left out, it is drawn in a terminal or a
-    notebook, and not where the environment variable ``CI`` is set. Raises :class:`Diverged` when
-    the loss stops being finite.
+    already, unless given). ``look_at`` is another pair like ``x`` and ``y``, on which the model is
+    evaluated after ``every`` so many steps. ``progress`` draws a bar; left out, it is drawn in a
+    terminal or a notebook, and not where the environment variable ``CI`` is set. Raises
+    :class:`Diverged` when the loss stops being finite.
     """
     if device is not None:  # first of all: a move may put new parameters in the old ones' places
         model.to(device)
@@ -185,6 +192,8 @@ def fit(
                 f"the loss is {losses[-1].item()} at step {step + 1} of {steps} "
                 f"with a learning rate of {lr:g}: try a third of it"
             )
+        if look_at is not None and (step + 1) % every == 0:
+            history.looks.append(evaluate(model, *look_at))
     model.eval()
     history.loss = torch.stack(losses).tolist() if losses else []
     history.seconds = time.perf_counter() - started

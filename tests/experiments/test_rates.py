@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import joblib
@@ -22,10 +21,11 @@ import minilora
 from minilora import LoRAConfig, experiments
 from minilora.experiments import families, rates, recording, sums
 from minilora.experiments.families import BOTH, FINAL, AdapterRun, Family, Recipe, WholeRun
-from minilora.experiments.rates import experiment, figures, ladder
+from minilora.experiments.rates import experiment, figures
 from minilora.experiments.recording import Row
 from minilora.experiments.running import Machine
 from minilora.experiments.tasks import Task
+from minilora.experiments.tuning import LADDERS
 from minilora.lab import data
 from minilora.lab.sweep import Cell
 from minilora.lab.training import batches, evaluate, fit, learning_rate, set_seed
@@ -39,8 +39,7 @@ SIZE = replace(
     rates.PROFILES["smoke"],
     steps=STEPS,
     short_steps=SHORT,
-    draws=(100, 101),
-    tested=(0, 1),
+    tuning=replace(rates.PROFILES["smoke"].tuning, tested=(0, 1)),
 )
 SIX = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 CPU = Machine(torch.device("cpu"))
@@ -64,99 +63,13 @@ def everything(cache: None) -> tuple[recording.Recording, list[str]]:
     return noted(run)
 
 
-# ---------------------------------------------------------------- the ladder
-
-
-def losses(curve: dict[int, float | None]) -> Callable[[ladder.Runs], list[Row]]:
-    """A training whose loss depends on the rung, with draw 7 a little worse and draw 9 better."""
-
-    def train(runs: ladder.Runs) -> list[Row]:
-        asked.append({arm: list(pairs) for arm, pairs in runs.items()})
-        rows = []
-        for arm, pairs in runs.items():
-            for rate, draw in pairs:
-                loss = curve.get(ladder.rung(rate), 5.0)
-                if loss is not None:
-                    loss += {7: 0.2, 9: -0.1}.get(draw, 0.0) * ladder.rung(rate)
-                rows.append(tuned(rate, loss, draw, arm=arm))
-        return rows
-
-    asked: list[dict[str, list[tuple[float, int]]]] = []
-    train.asked = asked  # type: ignore[attr-defined]
-    return train
-
-
-def by_draws(rows: list[Row]) -> dict[int, int]:
-    """How many draws each rung was tried with."""
-    return {ladder.rung(lr): len(runs) for lr, runs in ladder.by_rate(rows, "a").items()}
-
-
-def test_the_rungs_are_powers_of_two_and_the_nearest_is_found():
-    assert all(high == 2 * low for low, high in pairwise(ladder.LADDER))
-    assert 0.001 in ladder.LADDER and 0.032 in ladder.LADDER
-    for i, rate in enumerate(ladder.LADDER):
-        assert ladder.rung(rate) == ladder.rung(1.3 * rate) == ladder.rung(rate / 1.3) == i
-
-
-def test_an_inner_best_costs_all_draws_at_three_rungs():
-    train = losses({3: 3.0, 4: 1.0, 5: 2.0})
-    rows = ladder.climb(train, {"a": ladder.Start(2, 6, 1)}, (0, 1, 2))
-    assert by_draws(rows) == {2: 1, 3: 3, 4: 3, 5: 3, 6: 1}
-    assert len(rows) == len({(row.lr, row.seed) for row in rows})  # nothing twice
-    assert ladder.best_rate(rows, "a") == ladder.LADDER[4]
-
-
-@pytest.mark.parametrize("best", [1, 9])
-def test_a_ladder_is_lengthened_on_either_side(best):
-    train = losses({i: 1.0 + abs(i - best) for i in range(22)})
-    rows = ladder.climb(train, {"a": ladder.Start(4, 6, 1)}, (0, 1))
-    assert ladder.best_rate(rows, "a") == ladder.LADDER[best]
-    tried = by_draws(rows)
-    assert all(tried[best + i] == 2 for i in (-1, 0, 1))
-    assert set(tried) == set(range(min(tried), max(tried) + 1))  # without a gap
-
-
-def test_all_draws_decide_and_not_the_first():
-    """Draw 0 alone likes rung 5 best; with draw 7, which punishes high rungs, it is rung 4."""
-    curve: dict[int, float | None] = {3: 1.4, 4: 1.05, 5: 1.0, 6: 2.0}
-    first = ladder.climb(losses(curve), {"a": ladder.Start(3, 6, 1)}, (0,))
-    assert ladder.best_rate(first, "a") == ladder.LADDER[5]
-    both = ladder.climb(losses(curve), {"a": ladder.Start(3, 6, 1)}, (0, 7))
-    assert ladder.best_rate(both, "a") == ladder.LADDER[4]
-    assert by_draws(both) == {3: 2, 4: 2, 5: 2, 6: 2}
-
-
-def test_a_rate_with_fewer_draws_is_not_chosen():
-    rows = [tuned(0.004, 1.0, 0), tuned(0.004, 1.0, 1), tuned(0.008, 0.5, 0)]
-    assert ladder.best_rate(rows, "a") == 0.004
-
-
-def test_a_diverged_run_is_a_worse_neighbour():
-    train = losses({3: 1.5, 4: 1.0, 5: None})
-    rows = ladder.climb(train, {"a": ladder.Start(3, 4, 1)}, (0,))
-    assert ladder.best_rate(rows, "a") == ladder.LADDER[4]
-    assert ladder.mean_loss(ladder.by_rate(rows, "a")[ladder.LADDER[5]]) == float("inf")
-
-
-@pytest.mark.parametrize("falls", [1, -1])
-def test_a_best_rate_at_the_end_of_the_whole_ladder_is_refused(falls):
-    train = losses({i: 50.0 + falls * i for i in range(22)})
-    with pytest.raises(ValueError, match="'a' is best at .* where the ladder ends: lengthen it"):
-        ladder.climb(train, {"a": ladder.Start(8, 12, 1)}, (0,))
-
-
-def test_arms_are_tried_together_and_each_as_far_as_it_needs():
-    train = losses({i: 1.0 + abs(i - 5) for i in range(22)})
-    rows = ladder.climb(train, {"a": ladder.Start(4, 6, 2), "b": ladder.Start(7, 9, 2)}, (0, 1))
-    assert train.asked[0].keys() == {"a", "b"}  # type: ignore[attr-defined]
-    assert all("a" not in later for later in train.asked[1:])  # type: ignore[attr-defined]
-    assert ladder.best_rate(rows, "b") == ladder.LADDER[5]
+# ---------------------------------------------------------------- broken or sound
 
 
 def test_a_run_is_broken_where_it_ends_above_its_start():
-    assert ladder.broken(tuned(0.1, 2.0, train_loss=1.7), 1.6)
-    assert not ladder.broken(tuned(0.1, 2.0, train_loss=1.5), 1.6)  # however high its other loss
-    assert ladder.broken(tuned(0.1, None, train_loss=None), 1.6)
+    assert rates.broken(tuned(0.1, 2.0, train_loss=1.7), 1.6)
+    assert not rates.broken(tuned(0.1, 2.0, train_loss=1.5), 1.6)  # however high its other loss
+    assert rates.broken(tuned(0.1, None, train_loss=None), 1.6)
 
 
 def test_the_highest_sound_rate_lies_below_the_first_broken_run():
@@ -167,15 +80,15 @@ def test_the_highest_sound_rate_lies_below_the_first_broken_run():
         tuned(0.004, 2.8, 1, train_loss=2.8),
         tuned(0.008, 1.0, train_loss=0.5),
     ]
-    assert ladder.highest_sound(rows, "a", 1.6) == 0.002
-    assert ladder.highest_sound(rows[:3], "a", 1.6) == 0.004
+    assert rates.highest_sound(rows, "a", 1.6) == 0.002
+    assert rates.highest_sound(rows[:3], "a", 1.6) == 0.004
     with pytest.raises(ValueError, match="'a' is broken at the lowest rate"):
-        ladder.highest_sound(rows, "a", 0.4)
+        rates.highest_sound(rows, "a", 0.4)
 
 
 def test_no_tuning_runs_are_said_to_be_none():
     with pytest.raises(ValueError, match="no tuning runs of 'b'"):
-        ladder.by_rate([tuned(0.1, 1.0)], "b")
+        rates.by_rate([tuned(0.1, 1.0)], "b")
 
 
 # ---------------------------------------------------------------- which rows there are
@@ -238,7 +151,7 @@ def test_every_part_gives_the_rows_that_it_promises(part, by_part):
         whole = {lr for lr, draws in tried.items() if draws == {100, 101}}
         best = min(
             whole,
-            key=lambda lr: ladder.mean_loss(w for w in rows if (w.stage, w.lr) == ("tune", lr)),
+            key=lambda lr: rates.mean_loss(w for w in rows if (w.stage, w.lr) == ("tune", lr)),
         )
         assert {best / 2, best, best * 2} <= whole
         final = [(row.lr, row.seed) for row in rows if row.stage == "final"]
@@ -253,10 +166,10 @@ def test_arms_with_the_same_scale_are_the_same_arm():
     assert rates.arm_of(8.0, root, 16) == rates.arm_of(8.0, double, 16) == "LoRA r=16, scale 2"
     assert rates.arm_of(8.0, root, 1) == "LoRA r=1"
     runs = {
-        arm.run.arm: arm.run
+        run.arm: run
         for part in ("adam", "scaling")
         for group in experiment.groups(rates.PROFILES["cpu"], part)
-        for arm in group.arms
+        for run, _ in group.arms
     }
     for rule, scale_of in rates.RULES.items():
         for r in rates.PROFILES["cpu"].ranks:
@@ -278,18 +191,19 @@ def test_parts_by_themselves_give_the_same_rows(by_part, tmp_path, monkeypatch):
 def test_the_ladders_of_a_profile_are_fair(name):
     """At least four rates to begin with, on the ladder; and no draw both tunes and tests."""
     size = rates.PROFILES[name]
-    assert not set(size.draws) & set(size.tested)
+    usual, ladder = size.tuning, LADDERS[size.tuning.ladder]
+    assert not set(usual.seeds) & set(usual.tested)
     seen: list[tuple[str, str]] = []
     for part in rates.PARTS:
         for group in experiment.groups(size, part):
-            for arm in group.arms:
-                seen.append((group.name, arm.run.arm))
-                assert arm.run.lr in ladder.LADDER
-                assert ladder.rung(arm.run.lr) - arm.below - size.lower > 1
-                assert ladder.rung(arm.run.lr) + arm.above < len(ladder.LADDER) - 2
-                assert arm.below + arm.above >= 3 or arm.sure
+            for run, tuning in group.arms:
+                seen.append((group.name, run.arm))
+                assert (tuning.ladder, tuning.seeds) == (usual.ladder, usual.seeds)
+                assert ladder.index(run.lr) - tuning.below > 1
+                assert ladder.index(run.lr) + tuning.above < len(ladder) - 2
+                assert tuning.below + tuning.above >= 3 or tuning.glance is None
     assert len(seen) == len(set(seen))
-    assert name == "smoke" or len(size.draws) >= 3
+    assert name == "smoke" or len(usual.seeds) >= 3
 
 
 def test_pictures_that_tune_are_never_scored_on_test_data(base, monkeypatch):
@@ -524,7 +438,7 @@ def agrees(row: Row, found: Scores) -> bool:
 def test_an_adapter_is_the_run_that_fit_makes_of_it(part, arm, by_part, base):
     settings = ALONE[part, arm]
     rows = [row for row in by_part[part] if row.arm == arm]
-    best = ladder.best_rate(rows, arm)
+    best = rates.best_rate(rows, arm)
     held = [row for row in rows if row.lr == best]
     assert len(held) >= 2
     for row in held:

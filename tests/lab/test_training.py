@@ -38,6 +38,19 @@ def test_fit_learns():
     assert history.loss[-1] < history.loss[0]
 
 
+def test_looks_on_the_way_change_nothing_and_are_those_of_shorter_runs():
+    """At a constant rate, so that a shorter run is the beginning of a longer one."""
+    (x, y), looks_at = toy(), toy(20)
+    given = {"lr": 5e-3, "batch_size": 16, "schedule": "constant", "warmup": 0, "progress": False}
+    plain = training.fit(model(), x, y, steps=5, **given)
+    watched = training.fit(model(), x, y, steps=5, look_at=looks_at, every=2, **given)
+    assert watched.loss == plain.loss and plain.looks == []
+    for steps, look in zip((2, 4), watched.looks, strict=True):
+        net = model()
+        training.fit(net, x, y, steps=steps, **given)
+        assert look == training.evaluate(net, *looks_at)
+
+
 def test_the_same_seed_gives_the_same_model():
     results = []
     for seed in (1, 1, 2):

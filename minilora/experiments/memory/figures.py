@@ -10,7 +10,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording
-from minilora.experiments.summaries import quantities, ratios
+from minilora.experiments.summaries import quantities, ratios, t_interval
 from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line
 from minilora.lab.predicting import Step
 
@@ -53,12 +53,7 @@ class Share(NamedTuple):
 
 def share(ratios: Sequence[float]) -> Share:
     """What two rounds or more say of the ratio of two times."""
-    from scipy.stats import t  # scikit-learn brings it
-
-    logs = [math.log(one) for one in ratios]
-    middle, count = statistics.fmean(logs), len(logs)
-    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(logs) / count**0.5
-    return Share(*(math.exp(middle + side * half) for side in (0, -1, 1)))
+    return Share(*map(math.exp, t_interval([math.log(one) for one in ratios])))
 
 
 def draw_block(ax: Axes, steps: Mapping[str, Step]) -> None:

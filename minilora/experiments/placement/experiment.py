@@ -87,7 +87,7 @@ PROFILES = {
         alpha=8.0,
         budget=1920,
         r=8,
-        tuning=Tuning(rungs=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4)),
+        tuning=Tuning(below=1, above=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4)),
         shift=Shift(
             reader=Reader(TransformerConfig(patch_size=4), pictures=20_000, steps=1200, lr=3e-3),
             angles=(15, 45, 90, 180),
@@ -99,7 +99,7 @@ PROFILES = {
             batch_size=16,
             ranks=(1, 2, 4, 48),
             alpha=8.0,
-            tuning=Tuning(rungs=1, seeds=(100, 101, 102), tested=(0, 1, 2)),
+            tuning=Tuning(below=1, above=1, seeds=(100, 101, 102), tested=(0, 1, 2)),
         ),
     ),
     "gpu": PlacementProfile(
@@ -111,7 +111,7 @@ PROFILES = {
         budget=10240,
         r=8,
         tuning=Tuning(
-            rungs=2, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9), lower=1
+            below=3, above=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
         ),
         shift=Shift(
             reader=Reader(
@@ -129,7 +129,7 @@ PROFILES = {
             batch_size=32,
             ranks=(1, 2, 4, 256),
             alpha=8.0,
-            tuning=Tuning(rungs=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4)),
+            tuning=Tuning(below=1, above=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4)),
         ),
     ),
     "smoke": PlacementProfile(
@@ -140,7 +140,7 @@ PROFILES = {
         alpha=8.0,
         budget=440,
         r=4,
-        tuning=Tuning(rungs=1, seeds=(100, 101), tested=(0, 1, 2)),
+        tuning=Tuning(below=1, above=1, seeds=(100, 101), tested=(0, 1, 2)),
         shift=Shift(
             reader=Reader(
                 TransformerConfig(patch_size=4, width=8, layers=1, heads=2),
@@ -157,7 +157,7 @@ PROFILES = {
             batch_size=16,
             ranks=(1, 2),
             alpha=8.0,
-            tuning=Tuning(rungs=1, seeds=(100,), tested=(0, 1, 2)),
+            tuning=Tuning(below=1, above=1, seeds=(100,), tested=(0, 1, 2)),
         ),
     ),
 }

@@ -75,7 +75,7 @@ PROFILES = {
         alpha=8.0,
         ranks=(1, 2, 4, 8, 32),
         random_rank=8,
-        tuning=Tuning(rungs=1, seeds=(100, 101, 102), tested=(0, 1, 2, 3, 4), glance=1),
+        tuning=Tuning(1, 1, (100, 101, 102), (0, 1, 2, 3, 4), glance=1, ladder="fine", stride=2),
         again=("LoRA r=1", "LoRA r=2", "LoRA r=4", "LoRA r=8", "LoRA r=32", FULL),
         slower={"LoRA r=8": (3.2e-3, 7e-3), FULL: (7e-4,)},
         elsewhere=(
@@ -102,14 +102,14 @@ PROFILES = {
         alpha=8.0,
         ranks=(1, 2, 4, 8, 32, 64),
         random_rank=8,
-        tuning=Tuning(2, (100, 101, 102), (0, 1, 2, 3, 4), lower=2, glance=1),
+        tuning=Tuning(3, 1, (100, 101, 102), (0, 1, 2, 3, 4), glance=1, ladder="fine", stride=2),
         again=("LoRA r=1", "LoRA r=2", "LoRA r=4", "LoRA r=8", "LoRA r=32", "LoRA r=64", FULL),
         slower={"LoRA r=8": (7e-4, 1.5e-3, 3.2e-3), FULL: (1.5e-4, 3.2e-4)},
         elsewhere=(
-            Elsewhere(100, 300, {"LoRA r=1": 1e-3, "LoRA r=8": 1e-3, FULL: 2.2e-4}),
-            Elsewhere(2000, 300, {"LoRA r=1": 1e-2, "LoRA r=8": 1e-2, FULL: 2.2e-3}),
-            Elsewhere(500, 75, {"LoRA r=1": 2.2e-2, "LoRA r=8": 2.2e-2, FULL: 2.2e-3}),
-            Elsewhere(500, 800, {"LoRA r=1": 1e-2, "LoRA r=8": 1e-2, FULL: 1e-3}),
+            Elsewhere(100, 300, {"LoRA r=1": 2.2e-3, "LoRA r=8": 2.2e-3, FULL: 5e-4}),
+            Elsewhere(2000, 300, {"LoRA r=1": 2.2e-2, "LoRA r=8": 2.2e-2, FULL: 5e-3}),
+            Elsewhere(500, 75, {"LoRA r=1": 5e-2, "LoRA r=8": 5e-2, FULL: 5e-3}),
+            Elsewhere(500, 800, {"LoRA r=1": 2.2e-2, "LoRA r=8": 2.2e-2, FULL: 2.2e-3}),
         ),
         watch=Watching(
             labels=100,
@@ -131,7 +131,7 @@ PROFILES = {
         alpha=8.0,
         ranks=(1, 2),
         random_rank=2,
-        tuning=Tuning(rungs=1, seeds=(100, 101), tested=(0, 1), glance=1),
+        tuning=Tuning(1, 1, (100, 101), (0, 1), glance=1, ladder="fine", stride=2),
         again=("LoRA r=1", FULL),
         slower={"LoRA r=2": (1e-3,), FULL: (1e-4,)},
         elsewhere=(
@@ -215,10 +215,8 @@ def _elsewhere(profile: RankProfile, machine: Machine) -> list[Row]:
     rows: list[Row] = []
     for where in profile.elsewhere:
         chosen = [of[name].at(lr, 0) for name, lr in where.middles.items()]
-        tuning = replace(profile.tuning, lower=0)
-        found = _in_order(
-            _family(profile, where, machine).compare(chosen, tuning), list(where.middles)
-        )
+        rows_of_arms = _family(profile, where, machine).compare(chosen, profile.tuning)
+        found = _in_order(rows_of_arms, list(where.middles))
         if where.steps != profile.steps:
             found = [_with_steps(row, where.steps, list(where.middles)) for row in found]
         rows += found

@@ -6,16 +6,14 @@ import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from minilora import LoRAConfig
 from minilora.experiments.recording import Row
 from minilora.experiments.running import Machine
 from minilora.experiments.sums import Sums, task
 from minilora.experiments.tasks import scored_row
-from minilora.lab.sweep import Data, grid, sweep
-from minilora.lab.training import Evaluation, batches, evaluate, flush_denormals, learning_rate
+from minilora.lab.sweep import grid, sweep
+from minilora.lab.training import Evaluation, evaluate, fit
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier
 
 LOOKS = 10  # in a run
@@ -87,42 +85,20 @@ def watched(
             lr=watching.full_lr,
             parameters=sum(p.numel() for p in model.parameters()),
         )
-        found, losses = _train(
-            model, pictures.labelled(seed), watching, seed, every, pictures.validation
+        found = fit(
+            model,
+            *pictures.labelled(seed),
+            steps=watching.steps,
+            lr=watching.full_lr,
+            schedule="constant",
+            batch_size=watching.batch_size,
+            seed=seed,
+            look_at=pictures.validation,
+            every=every,
+            progress=False,
         )
-        rows += _looks(row, every, [start, *found], losses)
+        rows += _looks(row, every, [start, *found.looks], found.loss)
     return rows
-
-
-@flush_denormals()
-def _train(
-    model: TransformerClassifier,
-    labelled: Data,
-    watching: Watching,
-    seed: int,
-    every: int,
-    validation: Data,
-) -> tuple[list[Evaluation], list[float]]:
-    """`minilora.lab.training.fit` at a constant rate, with looks: theirs, and every step's loss."""
-    parameters = list(model.parameters())
-    device = parameters[0].device
-    x, y = (part.to(device) for part in labelled)
-    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
-    looks, losses = [], []
-    steps = watching.steps
-    model.train()
-    for step, rows in enumerate(batches(len(y), watching.batch_size, steps, seed)):
-        now = learning_rate(step, steps, watching.full_lr, "constant", steps // 10)
-        optimizer.param_groups[0]["lr"] = now
-        rows = rows.to(device)
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % every == 0:
-            looks.append(evaluate(model, *validation))
-    return looks, losses
 
 
 def _looks(row: Row, every: int, looks: list[Evaluation], losses: list[float]) -> list[Row]:

@@ -10,13 +10,8 @@ from minilora.experiments.rates.experiment import (
     sgd_arm_of,
     task,
 )
-from minilora.experiments.rates.ladder import (
-    best_rate,
-    broken,
-    by_rate,
-    highest_sound,
-    mean_loss,
-)
+from minilora.experiments.rates.sound import broken, highest_sound
+from minilora.experiments.tuning import best_rate, by_rate, mean_loss
 
 __all__ = [
     "EXPERIMENT",

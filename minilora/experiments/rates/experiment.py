@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 
 from torch import Tensor
 
 from minilora import LoRAConfig
 from minilora.experiments import sums
-from minilora.experiments.families import FINAL, TUNE, AdapterRun, Family, Recipe, Run, WholeRun
-from minilora.experiments.rates.ladder import LADDER, Runs, Start, best_rate, climb, rung
+from minilora.experiments.families import AdapterRun, Family, Recipe, Run, WholeRun
 from minilora.experiments.recording import Row
 from minilora.experiments.running import Experiment, Machine, Profile
 from minilora.experiments.sums import SUMS, Sums, adder
 from minilora.experiments.tasks import Task
+from minilora.experiments.tuning import LADDERS, Tuning, nearest
 from minilora.lab.sweep import Cell
 from minilora.lab.transformer import BLOCK_LINEARS
 from minilora.layers import LoRALayer
@@ -44,8 +43,7 @@ class RatesProfile(Profile):
 
     ``r`` is the rank of the parts that look at one rank only, ``peak`` a guess at the best rate of
     LoRA with ``alpha`` over the rank, and ``full`` at that of full fine-tuning: ladders begin
-    around them, ``lower`` rungs longer. ``draws`` are those of the tuning, of which the ``first``
-    try whole ladders; ``tested`` are those of the tests.
+    around them. ``tuning`` is that of most arms; see `groups` for the others.
     """
 
     sums: Sums
@@ -60,10 +58,7 @@ class RatesProfile(Profile):
     full: float
     ratios: tuple[float, ...]
     batches: tuple[int, ...]
-    draws: tuple[int, ...]
-    first: int
-    tested: tuple[int, ...]
-    lower: int = 0
+    tuning: Tuning
 
 
 PROFILES = {
@@ -81,9 +76,7 @@ PROFILES = {
         full=0.004,
         ratios=(0.25, 4.0, 16.0),
         batches=(2, 8),
-        draws=(100, 101, 102),
-        first=1,
-        tested=(0, 1, 2, 3, 4),
+        tuning=Tuning(3, 1, (100, 101, 102), (0, 1, 2, 3, 4), glance=1, ladder="doubles"),
     ),
     "gpu": RatesProfile(
         name="gpu",
@@ -99,10 +92,7 @@ PROFILES = {
         full=0.001,
         ratios=(0.25, 4.0, 16.0),
         batches=(2, 8),
-        draws=(100, 101, 102),
-        first=3,
-        tested=(0, 1, 2, 3, 4, 5, 6, 7),
-        lower=1,
+        tuning=Tuning(4, 1, (100, 101, 102), (0, 1, 2, 3, 4, 5, 6, 7), ladder="doubles"),
     ),
     "smoke": RatesProfile(
         name="smoke",
@@ -118,33 +108,17 @@ PROFILES = {
         full=0.004,
         ratios=(4.0,),
         batches=(4,),
-        draws=(100, 101),
-        first=1,
-        tested=(0,),
+        tuning=Tuning(3, 1, (100, 101), (0,), glance=1, ladder="doubles"),
     ),
 }
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What is compared: a run at the middle of its ladder, with so many rungs on either side.
-
-    Where a curve as a whole matters, ``sure`` asks for all draws at all of these rungs.
-    """
-
-    run: Run
-    below: int = 3
-    above: int = 1
-    tested: bool = False
-    sure: bool = False
-
-
-@dataclass(frozen=True)
 class Group:
-    """Arms that share a recipe; ``name`` is the setting of their rows."""
+    """Arms that share a recipe, each with its tuning; ``name`` is the setting of their rows."""
 
     name: str
-    arms: list[Compared]
+    arms: list[tuple[Run, Tuning]]
     recipe: Recipe
 
 
@@ -178,37 +152,35 @@ def sgd_arm_of(alpha: float, rule: str, r: int) -> str:
 
 def groups(profile: RatesProfile, part: str) -> list[Group]:
     """What a part compares."""
-    alpha, r = profile.alpha, profile.r
+    alpha, r, usual = profile.alpha, profile.r, profile.tuning
+    only_tuned, shorter = replace(usual, tested=()), replace(usual, below=usual.below - 1)
+    # Where a curve as a whole matters, all draws try all of it.
+    sure = replace(only_tuned, below=usual.below - 1, glance=None)
     at_rank = partial(LoRAConfig, targets=list(BLOCK_LINEARS))
     plain = at_rank(r=r, alpha=alpha)
 
     def adapter(
         arm: str, config: LoRAConfig, peak: float = profile.peak, **cell: float | str
     ) -> Run:
-        return AdapterRun(arm, Cell(config, LADDER[rung(peak)], **cell))  # type: ignore[arg-type]
+        lr = nearest(peak, LADDERS[usual.ladder])
+        return AdapterRun(arm, Cell(config, lr, **cell))  # type: ignore[arg-type]
 
     def full(arm: str) -> Run:
-        return WholeRun(arm, "full", LADDER[rung(profile.full)])
+        return WholeRun(arm, "full", nearest(profile.full, LADDERS[usual.ladder]))
 
     recipe = Recipe(profile.steps)
     if part == "adam":
-        arms = [
-            Compared(adapter(f"LoRA r={one}", at_rank(r=one, alpha=alpha)), tested=one > 1)
-            for one in profile.ranks
-        ]
-        whole = Compared(full("full fine-tuning"), 2, 3, sure=True)
-        return [Group(part, [*arms, whole], recipe)]
+        ranks = [adapter(f"LoRA r={one}", at_rank(r=one, alpha=alpha)) for one in profile.ranks]
+        arms = [(ranks[0], only_tuned), *((run, usual) for run in ranks[1:])]
+        return [Group(part, [*arms, (full("full fine-tuning"), replace(sure, above=3))], recipe)]
     if part == "scaling":
-        return _scalings(profile, at_rank, recipe)
+        return _scalings(profile, adapter, recipe)
     if part == "plus":
-        arms = [
-            Compared(
-                adapter(f"LoRA+ ratio {q:g}", plain, profile.peak * q**-0.5, lr_ratio=q),
-                tested=True,
-            )
+        runs = [
+            adapter(f"LoRA+ ratio {q:g}", plain, profile.peak * q**-0.5, lr_ratio=q)
             for q in profile.ratios
         ]
-        return [Group(part, arms, recipe)]
+        return [Group(part, [(run, usual) for run in runs], recipe)]
     if part == "starts":
         other = at_rank(r=r, alpha=alpha, init=zero_a)
         runs = [
@@ -216,80 +188,63 @@ def groups(profile: RatesProfile, part: str) -> list[Group]:
             adapter("only B trains", plain, 2 * profile.peak, trained="B"),
             adapter("only A trains", other, trained="A"),
         ]
-        return [Group(part, [Compared(run, 2, tested=True) for run in runs], recipe)]
+        return [Group(part, [(run, shorter) for run in runs], recipe)]
     if part == "inverted":
         arms = [
-            Compared(adapter("LoRA, inverted", plain, profile.peak / 2), 2, 1, sure=True),
-            Compared(full("full fine-tuning, inverted"), 1, 1, sure=True),
+            (adapter("LoRA, inverted", plain, profile.peak / 2), sure),
+            (full("full fine-tuning, inverted"), replace(sure, below=sure.below - 1)),
         ]
         return [Group(part, arms, recipe)]
     if part == "batch":
         return [
             Group(
                 f"batch-{size}",
-                [Compared(adapter(f"batch {size}", plain, profile.peak / 2))],
+                [(adapter(f"batch {size}", plain, profile.peak / 2), only_tuned)],
                 replace(recipe, batch_size=size),
             )
             for size in profile.batches
         ]
     if part == "short":
         runs = [adapter("LoRA, few steps", plain), full("full fine-tuning, few steps")]
-        return [Group(part, [Compared(run) for run in runs], Recipe(profile.short_steps))]
+        return [Group(part, [(run, only_tuned) for run in runs], Recipe(profile.short_steps))]
     raise ValueError(f"no part {part!r}; there are {', '.join(PARTS)}")
 
 
 def _scalings(
-    profile: RatesProfile, at_rank: Callable[..., LoRAConfig], recipe: Recipe
+    profile: RatesProfile, adapter: Callable[[str, LoRAConfig, float], Run], recipe: Recipe
 ) -> list[Group]:
     """Other scales than α/r under AdamW, and two of the rules under plain gradient descent."""
-    adamw: dict[str, Compared] = {}
-    sgd: dict[str, Compared] = {}
+    alpha, usual = profile.alpha, profile.tuning
+    adamw: dict[str, tuple[Run, Tuning]] = {}
+    sgd: dict[str, tuple[Run, Tuning]] = {}
     for rule, scale_of in RULES.items():
         for r in profile.ranks:
-            scale, arm = scale_of(profile.alpha, r), arm_of(profile.alpha, rule, r)
-            config = at_rank(r=r, alpha=scale * r)
+            scale, arm = scale_of(alpha, r), arm_of(alpha, rule, r)
+            config = LoRAConfig(r=r, alpha=scale * r, targets=list(BLOCK_LINEARS))
             if arm != f"LoRA r={r}":  # that one is in the part "adam"
                 # Where α is four times as large, half the rate is right, to begin with.
-                middle = LADDER[rung(profile.peak * (profile.alpha / config.alpha) ** 0.5)]
-                run = AdapterRun(arm, Cell(config, middle))
-                root = arm == arm_of(profile.alpha, "α fixed, α/√r", r)
-                adamw[arm] = Compared(run, 2, tested=root and r in profile.ranks[-2:])
+                run = adapter(arm, config, profile.peak * (alpha / config.alpha) ** 0.5)
+                root = arm == arm_of(alpha, "α fixed, α/√r", r)
+                tested = usual.tested if root and r in profile.ranks[-2:] else ()
+                adamw[arm] = run, replace(usual, below=usual.below - 1, tested=tested)
             if r in profile.sgd_ranks and rule != "α = 2r, α/r":
-                arm = sgd_arm_of(profile.alpha, rule, r)
-                middle = LADDER[rung(profile.peak * (profile.alpha / scale) ** 1.25)]
-                sgd[arm] = Compared(AdapterRun(arm, Cell(config, middle)))
+                arm = sgd_arm_of(alpha, rule, r)
+                run = adapter(arm, config, profile.peak * (alpha / scale) ** 1.25)
+                sgd[arm] = run, replace(usual, tested=())
     return [
         Group("scaling-adamw", list(adamw.values()), recipe),
         Group("scaling-sgd", list(sgd.values()), replace(recipe, optimizer="sgd")),
     ]
 
 
-def _compared(profile: RatesProfile, group: Group, part: str, machine: Machine) -> list[Row]:
-    """Tune the arms of a group, and test those that are to be tested; the rows of both."""
-    base, pictures = adder(profile.sums, machine.device, machine.progress), task(profile, part)
-    of = {arm.run.arm: arm for arm in group.arms}
-    number = count(1)
-
-    def train(runs: Runs, stages: tuple[str, ...] = TUNE) -> list[Row]:
-        # Each call has draws of its own, and therefore files of its own.
-        family = Family(f"{group.name}-{next(number)}", base, pictures, group.recipe, machine)
-        asked = [of[arm].run.at(lr, draw) for arm, pairs in runs.items() for lr, draw in pairs]
-        return [replace(row, setting=group.name) for row in family.train(asked, stages)]
-
-    starts = {}
-    for name, arm in of.items():
-        middle, draws = rung(arm.run.lr), len(profile.draws) if arm.sure else profile.first
-        starts[name] = Start(middle - arm.below - profile.lower, middle + arm.above, draws)
-    rows = climb(train, starts, profile.draws)
-    best = {name: best_rate(rows, name) for name, arm in of.items() if arm.tested}
-    tests = {name: [(lr, draw) for draw in profile.tested] for name, lr in best.items()}
-    return rows + train(tests, FINAL) if tests else rows
-
-
 def _part(profile: RatesProfile, part: str, machine: Machine) -> list[Row]:
-    return [
-        row for group in groups(profile, part) for row in _compared(profile, group, part, machine)
-    ]
+    base, pictures = adder(profile.sums, machine.device, machine.progress), task(profile, part)
+    rows: list[Row] = []
+    for group in groups(profile, part):
+        family = Family(group.name, base, pictures, group.recipe, machine)
+        tunings = {run.arm: tuning for run, tuning in group.arms}
+        rows += family.compare([run for run, _ in group.arms], tunings)
+    return rows
 
 
 EXPERIMENT = Experiment("rates", PROFILES, PARTS, _part)

@@ -10,14 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from minilora.experiments.rates.experiment import RULES, RatesProfile, arm_of, sgd_arm_of
-from minilora.experiments.rates.ladder import (
-    best_rate,
-    broken,
-    by_rate,
-    highest_sound,
-    mean_loss,
-)
+from minilora.experiments.rates.sound import broken, highest_sound
 from minilora.experiments.recording import Recording, Row
+from minilora.experiments.tuning import best_rate, by_rate, mean_loss
 from minilora.lab.plotting import COLORS, MARKERS, LineStyle, label_line
 
 #: The ranks' line styles, from the smallest on.
