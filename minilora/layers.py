@@ -202,8 +202,13 @@ class LoRALayer(nn.Module):
         Beside it: ``delta()`` is the whole update, with DoRA's magnitudes where there are any, and
         the same as this where there are none; ``new_weight()`` is ``base.weight`` + ``delta()``.
         """
-        BA = (self.B.flatten(1) @ self.A.flatten(1)).view(len(self.B), *self.A.shape[1:])
-        return BA.transpose(0, self.out_axis) * self.scale
+        return self.multiply(self.A, self.B) * self.scale
+
+    @classmethod
+    def multiply(cls, A: Tensor, B: Tensor) -> Tensor:
+        """B A, in the shape of ``base.weight``."""
+        BA = (B.flatten(1) @ A.flatten(1)).view(len(B), *A.shape[1:])
+        return BA.transpose(0, cls.out_axis)
 
     def new_weight(self) -> Tensor:
         """The weight with the update in it, before it is rounded to the weight's own type."""

@@ -2,10 +2,14 @@
 
 A sweep tries the same model at many ranks, scales, learning rates, seeds and placements. One by
 one, each of these runs would push its own small batches through the same frozen weights. Here the
-adapters are stacked, and `torch.vmap` carries the stack through the model: every base matrix is
-multiplied once for all of them.
+adapters are stacked, each cell's updates are added to the base's weights, and `torch.vmap` carries
+the stack of weights through the model, every layer in one call for all cells.
 
     A: (cells, R, in)     B: (cells, out, R)     R: the largest rank among them
+
+Adding first is what is fast where a weight is smaller than what a layer computes from a batch, as
+it is in this book's models: W₀ + s·BA is then made of fewer numbers than s·B(Ax) is. It takes the
+memory of the adapted weights once for each cell of a pass.
 
 A rank below R is padded with zeros, in the last rows of A and the last columns of B. Where both are
 zero, both gradients are, so that the padding never trains; the same holds for a layer that a cell
@@ -32,6 +36,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from minilora.adapt import add_lora, remove_lora
+from minilora.checks import not_linear
 from minilora.config import LoRAConfig
 from minilora.lab.training import (
     Evaluation,
@@ -43,6 +48,7 @@ from minilora.lab.training import (
     set_seed,
 )
 from minilora.lab.work import Journal, spread
+from minilora.layers import LoRALayer
 from minilora.state import lora_layers
 from minilora.targets import plan
 
@@ -242,6 +248,18 @@ def _check_model(base: nn.Module) -> None:
             raise ValueError(f"{path!r} averages over a batch, which the cells would share")
 
 
+def _check_sum(path: str, layer: LoRALayer) -> None:
+    """Refuse a layer that would compute something else with its update in its weight."""
+    why = not_linear(layer)
+    if why is None and not isinstance(layer.weight, nn.Parameter):
+        why = "its weight is computed, by a quantization, a parametrization or a hook"
+    if why:
+        raise ValueError(
+            f"a sweep adds each cell's update to a copy of the weight, and for {path!r} that is "
+            f"not the same as an adapter, since {why}: train it with minilora.lab.training.fit"
+        )
+
+
 def _ranks(base: nn.Module, cell: Cell) -> dict[str, int]:
     """{path: rank} of the layers that a cell adapts; ValueError where it does not fit."""
     return {path: cell.config.rank_for(path) for path in plan(base, cell.config).targets}
@@ -322,7 +340,8 @@ class _Stack:
         A: (C, numbers in all As of a cell). ``B``: likewise. One matrix each, so that a step of
             the optimizer is a handful of calls, however many layers there are.
         scales: (C, layers).
-        model: The base's weights, with one adapter of the largest rank and scale 1.
+        model: The base's weights, without an adapter.
+        layers: {path: the layer that would adapt it with the largest rank}, for shapes alone.
     """
 
     def __init__(self, base: nn.Module, cells: list[Cell]) -> None:
@@ -333,7 +352,10 @@ class _Stack:
             paths = {path for factors in drawn for path in factors}
             R = max(len(A) for factors in drawn for A, _, _ in factors.values())
             add_lora(model, LoRAConfig(r=R, alpha=R, targets=lambda path, _: path in paths))
-        self.model, layers = model, lora_layers(model)
+        self.layers = layers = lora_layers(model)
+        for path, layer in layers.items():
+            _check_sum(path, layer)
+        self.model = remove_lora(model)
         self.shapes = {path: (layer.A.shape, layer.B.shape) for path, layer in layers.items()}
         self.ranks = [{path: len(A) for path, (A, _, _) in factors.items()} for factors in drawn]
         like = next(iter(layers.values())).A
@@ -368,10 +390,12 @@ class _Stack:
 
     def forward(self, A: Tensor, B: Tensor, scales: Tensor, x: Tensor) -> Tensor:
         """The model's scores with one cell's adapter: (N, …) → (N, classes)."""
-        factors = self.split(A, B)
-        for path, scale in zip(self.shapes, scales.unbind(), strict=True):
-            factors[f"{path}.B"] = factors[f"{path}.B"] * scale
-        y: Tensor = functional_call(self.model, factors, (x,))
+        factors, weights = self.split(A, B), {}
+        for (path, layer), scale in zip(self.layers.items(), scales.unbind(), strict=True):
+            update = layer.multiply(factors[f"{path}.A"], factors[f"{path}.B"] * scale)
+            weights[f"{path}.weight"] = layer.weight + update
+        # Of two modules that share a weight, only the adapted one gets the update.
+        y: Tensor = functional_call(self.model, weights, (x,), tie_weights=False)
         return y
 
     def loss(self, A: Tensor, B: Tensor, scales: Tensor, x: Tensor, y: Tensor) -> Tensor:

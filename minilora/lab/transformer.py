@@ -69,7 +69,10 @@ class TransformerConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (N, T, width) → (N, T, width)."""
+    """Multi-head self-attention: (N, T, width) → (N, T, width).
+
+    With ``first`` given, only so many of the first tokens look at the others, and come out.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -79,15 +82,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width)."""
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """(N, T, width) → (N, T, width), or (N, first, width)."""
         v = self._split(self.v_proj(x))  # (N, heads, T, d)
-        mixed = self.weights(x) @ v  # (N, heads, T, d)
+        mixed = self.weights(x, first) @ v  # (N, heads, T, d)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (N, T, width)
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Tensor, first: int | None = None) -> Tensor:
         """How much each token looks at each: (N, T, width) → (N, heads, T, T), rows sum to 1."""
-        q = self._split(self.q_proj(x))  # (N, heads, T, d)
+        looking = x[:, :first].contiguous()  # in one piece: a matrix product takes it whole
+        q = self._split(self.q_proj(looking))  # (N, heads, T, d)
         k = self._split(self.k_proj(x))  # (N, heads, T, d)
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5  # (N, heads, T, T)
         return scores.softmax(dim=-1)
@@ -120,9 +124,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.feed_forward = FeedForward(config.width, config.ffn_factor * config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width)."""
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """(N, T, width) → (N, T, width); with ``first``, so many of the first tokens alone."""
+        x = x[:, :first] + self.attention(self.norm1(x), first)
         return x + self.feed_forward(self.norm2(x))
 
 
@@ -130,7 +134,8 @@ class TransformerClassifier(nn.Module):
     """A picture in, a score for each class out: (N, C, H, W) → (N, classes).
 
     The scores are logits: a softmax turns them into probabilities. The first token belongs to no
-    patch; it is a learned vector that gathers, block by block, what the head needs to know.
+    patch; it is a learned vector that gathers, block by block, what the head needs to know. The
+    head reads that token alone, so the last block computes no other.
     """
 
     def __init__(self, config: TransformerConfig | None = None) -> None:
@@ -146,8 +151,10 @@ class TransformerClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, classes)."""
         tokens = self.embed(x)  # (N, 1 + patches, width)
-        for block in self.blocks:
+        *before, last = self.blocks
+        for block in before:
             tokens = block(tokens)
+        tokens = last(tokens, first=1)  # (N, 1, width)
         return self.head(self.norm(tokens[:, 0]))  # (N, classes)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -467,3 +467,35 @@ def test_a_base_is_known_by_all_its_numbers(base):
         other.head.bias[0] += 1e-12
     assert of(other.state_dict().items()) != before
     assert of(copy.deepcopy(base).float().state_dict().items()) != before
+
+
+def test_only_the_adapted_one_of_two_that_share_a_weight_gets_the_update():
+    set_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    model[1].weight = model[0].weight
+    x, y = torch.randn(20, 4).double(), torch.randint(4, (20,))
+    cell = Cell(LoRAConfig(r=2, alpha=2, targets=["0"]), 1e-2)
+    (result,) = sweep(model, [cell], (x, y), steps=10, batch_size=8, keep=True)
+    _, history, factors = alone(model, cell, (x, y), steps=10, batch_size=8)
+    torch.testing.assert_close(torch.tensor(result.loss), torch.tensor(history.loss))
+    for name, ours in result.adapter.items():
+        torch.testing.assert_close(ours, factors[name].detach(), rtol=0, atol=1e-9)
+
+
+class Doubled(nn.Linear):
+    """A layer whose output does not follow its weight as that of nn.Linear does."""
+
+    def forward(self, x):
+        return super().forward(x) + nn.functional.linear(x, self.weight)
+
+
+def test_a_layer_that_the_update_in_its_weight_would_change_is_refused():
+    x, y = torch.randn(8, 4), torch.randint(4, (8,))
+    cell = Cell(LoRAConfig(r=2, alpha=2, targets=nn.Linear), 1e-2)
+    with pytest.raises(ValueError, match=r"'0'.*Doubled has a forward of its own"):
+        sweep(nn.Sequential(Doubled(4, 4)), [cell], (x, y), steps=1)
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="'0'.*computed"):
+        sweep(model, [cell], (x, y), steps=1)
+    assert not minilora.lora_layers(model)

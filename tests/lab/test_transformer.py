@@ -71,6 +71,21 @@ def test_the_class_token_sees_every_patch():
     assert (x.grad != 0).all()
 
 
+def test_the_last_block_computes_what_the_head_reads_and_no_more():
+    torch.manual_seed(0)
+    model = TransformerClassifier().double()
+    x = torch.randn(3, 1, 8, 8).double()
+    seen = []
+    model.blocks[-1].feed_forward.register_forward_hook(lambda _, ins, __: seen.append(ins[0]))
+    y = model(x)
+    assert [t.shape for t in seen] == [(3, 1, 48)]
+    tokens = model.embed(x)
+    for block in model.blocks:
+        tokens = block(tokens)
+    assert tokens.shape == (3, 17, 48)
+    torch.testing.assert_close(y, model.head(model.norm(tokens[:, 0])), rtol=0, atol=1e-12)
+
+
 def test_batches_do_not_mix():
     torch.manual_seed(0)
     model = TransformerClassifier().double()
