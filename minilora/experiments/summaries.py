@@ -73,7 +73,23 @@ def summarise(recording: Recording, labels: int | None = None) -> list[ArmResult
         for row in recording.rows
         if row.stage == "final" and row.labels == labels and row.kind not in BESIDE
     )
-    return [_summary(_final(recording, name, labels)) for name in names]
+    return [_summary(final_rows(recording, name, labels)) for name in names]
+
+
+def final_rows(recording: Recording, arm: str, labels: int | None = None) -> list[Row]:
+    """The arm's rows on test data, by seed; ``labels`` as in `summarise`.
+
+    Raises:
+        ValueError: There are none.
+    """
+    labels = _labels(recording, labels)
+    rows = [
+        row for row in recording.rows if (row.stage, row.arm, row.labels) == ("final", arm, labels)
+    ]
+    if not rows:
+        known = dict.fromkeys(row.arm for row in recording.rows if row.kind not in BESIDE)
+        raise ValueError(f"no test rows of {arm!r} with {labels} labels; arms: {list(known)}")
+    return sorted(rows, key=lambda row: row.seed)
 
 
 def paired(
@@ -84,7 +100,7 @@ def paired(
         raise ValueError(f"metric must be one of {METRICS}, but is {metric!r}")
     labels = _labels(recording, labels)
     of_a, of_b = (
-        {row.seed: getattr(row, metric) for row in _final(recording, name, labels)}
+        {row.seed: getattr(row, metric) for row in final_rows(recording, name, labels)}
         for name in (a, b)
     )
     both = [seed for seed in of_a if of_a[seed] is not None and of_b.get(seed) is not None]
@@ -200,17 +216,6 @@ def _labels(recording: Recording, labels: int | None) -> int:
     if labels not in offered:
         raise ValueError(f"no run with {labels} labels; there are {offered}")
     return labels
-
-
-def _final(recording: Recording, arm: str, labels: int) -> list[Row]:
-    """The arm's test rows, by seed."""
-    rows = [
-        row for row in recording.rows if (row.stage, row.arm, row.labels) == ("final", arm, labels)
-    ]
-    if not rows:
-        known = dict.fromkeys(row.arm for row in recording.rows if row.kind not in BESIDE)
-        raise ValueError(f"no test rows of {arm!r} with {labels} labels; arms: {list(known)}")
-    return sorted(rows, key=lambda row: row.seed)
 
 
 def _summary(rows: list[Row]) -> ArmResult:

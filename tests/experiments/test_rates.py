@@ -428,9 +428,14 @@ ALONE: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def agrees(row: Row, found: Scores) -> bool:
-    """Whether a row is that of a run of its own, up to the order of sums in single precision."""
-    return row.log_loss == pytest.approx(found[row.stage], abs=1e-4) and (
-        row.train_loss == pytest.approx(found["train"], abs=1e-4)
+    """Whether a row is that of a run of its own, up to the order of sums in single precision.
+
+    Adam's first step is a whole step for a slope that is nothing but rounding, and at the highest
+    rates that moves the third digit. (tests/lab/test_sweep.py holds them in double precision.)
+    """
+    off = 1e-4 if row.lr < 0.1 else 0.02
+    return row.log_loss == pytest.approx(found[row.stage], abs=off) and (
+        row.train_loss == pytest.approx(found["train"], abs=off)
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from minilora.experiments.recording import Recording, Row
-from minilora.experiments.summaries import paired, summarise
+from minilora.experiments.recording import Recording
+from minilora.experiments.summaries import final_rows, paired, summarise
 from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, LineStyle, label_line
 
 AXES = {"accuracy": "test accuracy (%)", "log_loss": "test log loss (nats)"}
@@ -34,7 +34,7 @@ def draw_comparison(
     left, right = axes
     unit = 100 if metric == "accuracy" else 1
     for place, arm in enumerate(arms):
-        rows = _final(recording, arm)
+        rows = final_rows(recording, arm)
         runs = [unit * getattr(row, metric) for row in rows]
         color, marker = COLORS[rows[0].kind], MARKERS[rows[0].kind]
         left.plot(runs, [place] * len(runs), ".", color=color, alpha=0.5)
@@ -133,8 +133,3 @@ def draw_shift(
     for ax in axes:
         ax.set_xticks(places, labels=list(shifts.values()))
         ax.set_xlim(places[0] - 0.1 * span, places[-1] + 0.1 * span)
-
-
-def _final(recording: Recording, arm: str) -> list[Row]:
-    """The arm's test rows."""
-    return [row for row in recording.rows if (row.stage, row.arm) == ("final", arm)]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording, Row
-from minilora.experiments.summaries import ArmResult, summarise
+from minilora.experiments.summaries import ArmResult, final_rows, summarise
 from minilora.experiments.tuning import best_rate, rate_curve
 from minilora.lab.plotting import COLORS, LINESTYLES, MARKERS, label_line
 
@@ -218,8 +218,5 @@ def _step(row: Row) -> int:
 
 def _runs(recording: Recording, arm: ArmResult, metric: str, unit: float) -> list[float]:
     """The arm's test results, one for each seed."""
-    return [
-        unit * getattr(row, metric)
-        for row in recording.rows
-        if (row.stage, row.arm, row.labels) == ("final", arm.arm, arm.labels)
-    ]
+    rows = final_rows(recording, arm.arm, arm.labels)
+    return [unit * getattr(row, metric) for row in rows]
