@@ -17,7 +17,7 @@ from minilora.experiments.recording import (
 )
 
 #: Every experiment: a folder of this package, with ``EXPERIMENT``, ``PROFILES`` and ``run``.
-NAMES = ("rank", "rates", "placement", "memory")
+NAMES = ("rank", "bases", "rates", "placement", "memory")
 
 __all__ = [
     "NAMES",

@@ -21,7 +21,7 @@ from minilora.lab.provenance import device_name
 from minilora.lab.work import OutOfTime, keep_to_time, time_limit
 
 #: The experiments, those first that are worth most; and a part that can wait until after "rank".
-ORDER = ("memory", "rank", "rates", "placement")
+ORDER = ("memory", "rank", "rates", "placement", "bases")
 WAITS = ("memory", "sweeps")
 
 #: An experiment's name, and that of one of its parts.
@@ -75,7 +75,14 @@ def main(arguments: list[str] | None = None, clock: Callable[[], float] = time.m
             file=sys.stderr,
         )
         return 2
-    names = ORDER if options.name == "all" else (options.name,)
+    names = [
+        name
+        for name in (ORDER if options.name == "all" else (options.name,))
+        if options.profile in _module(name).PROFILES
+    ]
+    if not names:
+        there = ", ".join(_module(options.name).PROFILES)
+        parser.error(f"{options.name} has no profile {options.profile!r}; there are {there}")
     if unknown := set(options.parts or ()) - set(_parts(options.name)):
         there = ", ".join(_parts(options.name))
         parser.error(f"{options.name} has no part {min(unknown)!r}; there are {there}")
@@ -101,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("name", choices=[*NAMES, "all"])
     # "smoke" is the size that the tests run: seconds, and no result worth reading.
-    run.add_argument("--profile", choices=["cpu", "gpu", "smoke"], default="cpu")
+    run.add_argument("--profile", choices=["cpu", "laptop", "gpu", "smoke"], default="cpu")
     run.add_argument("--parts", nargs="+", metavar="PART", help="some parts of the experiment only")
     run.add_argument(
         "--seconds", type=_seconds, default=math.inf, help="stop after so many seconds"
@@ -211,7 +218,7 @@ def _line(name: str) -> str:
     module = _module(name)
     about = (module.__doc__ or "").strip().splitlines()[0]
     states = []
-    for profile in ("cpu", "gpu"):
+    for profile in [one for one in ("cpu", "laptop", "gpu") if one in module.PROFILES]:
         recording = load_recording(name, profile)
         parts = [p for p in _parts(name) if load_recording(name, profile, parts=[p]) is not None]
         if recording is not None:

@@ -72,7 +72,8 @@ class Experiment(Generic[_Profile]):
 
     Attributes:
         name: That of its folder, and of its recordings.
-        profiles: Its sizes: "cpu" for a page, "gpu" for a recording, "smoke" for the tests.
+        profiles: Its sizes: "cpu" for a page, "laptop" and "gpu" for a recording, "smoke" for the
+            tests.
         parts: What can be run by itself.
         run_part: The rows and the quantities of one part.
         on_card: The profiles that take a CUDA card where there is one.

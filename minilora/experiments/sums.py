@@ -50,10 +50,11 @@ SUMS = {
 
 
 def adder(
-    sums: Sums, device: torch.device | str = "cpu", progress: bool = False
+    sums: Sums, device: torch.device | str = "cpu", progress: bool = False, seed: int = 0
 ) -> TransformerClassifier:
-    """The base, from the cache or made now, on the device."""
+    """The base of that seed, from the cache or made now, on the device."""
     made = pretrained_adder(
+        seed,
         config=sums.model,
         steps=sums.steps,
         lr=sums.lr,
