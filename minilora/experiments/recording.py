@@ -97,8 +97,9 @@ class Recording:
 
     @property
     def where(self) -> str:
-        """Profile, device and date, as they stand under a figure."""
-        return f"profile {self.profile}, {self.device}, {self.date[:10]}"
+        """Profile, device and date, as they stand under a figure; whether the code has changed."""
+        changed = ", by code that has changed since" if is_stale(self) else ""
+        return f"profile {self.profile}, {self.device}, {self.date[:10]}{changed}"
 
 
 def file_name(name: str, profile: str, part: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 
 import pytest
+from experiment_help import make_row, recorded
 
 from minilora import experiments
 from minilora.experiments import rank, recording
@@ -35,7 +36,14 @@ def test_every_committed_recording_is_sound():
     for path in recording.RECORDED.glob("*.json"):
         found = recording.read_recording(path)
         assert path.name == recording.file_name(found.name, found.profile, found.part)
-        assert found.profile in ("cpu", "gpu")
+        assert found.profile in ("cpu", "laptop", "gpu")
+
+
+def test_a_page_says_where_a_recording_is_stale():
+    fresh = replace(recorded([make_row()]), source=recording.source_of("rank"))
+    assert fresh.where == "profile smoke, cpu, 2026-01-01"
+    stale = replace(fresh, source="0" * 64)
+    assert stale.where == f"{fresh.where}, by code that has changed since"
 
 
 def test_a_missing_recording_is_said(tmp_path):
