@@ -8,7 +8,8 @@ from experiment_help import make_row, recorded
 
 from minilora import LoRAConfig, add_lora
 from minilora.experiments import bases, sums
-from minilora.experiments.bases import PROFILES, differences
+from minilora.experiments.bases import PROFILES
+from minilora.experiments.bases.reading import differences
 from minilora.experiments.sums import SUMS
 from minilora.lab.pretrained import pretrained_adder
 from minilora.lab.training import evaluate, fit, set_seed

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from minilora.experiments import load_recording, rates
-from minilora.experiments.bases import differences
+from minilora.experiments.bases.reading import differences
 from minilora.experiments.recording import Recording, Row, read_recording
 from minilora.experiments.summaries import (
     paired,

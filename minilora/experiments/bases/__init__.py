@@ -1,5 +1,5 @@
 """The main comparison of ranks once more, on adders from other pretrainings."""
 
-from minilora.experiments.bases.experiment import EXPERIMENT, PROFILES, differences, run
+from minilora.experiments.bases.experiment import EXPERIMENT, PROFILES, run
 
-__all__ = ["EXPERIMENT", "PROFILES", "differences", "run"]
+__all__ = ["EXPERIMENT", "PROFILES", "run"]

@@ -8,13 +8,12 @@ nothing differs but the base and what follows from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from minilora import LoRAConfig
 from minilora.experiments.families import AdapterRun, Family, Recipe, Run, WholeRun
-from minilora.experiments.recording import Recording, Row
+from minilora.experiments.recording import Row
 from minilora.experiments.running import Experiment, Machine, Profile
-from minilora.experiments.summaries import Paired, paired
 from minilora.experiments.sums import SUMS, Sums, adder, task
 from minilora.experiments.tuning import Tuning
 from minilora.lab.sweep import Cell
@@ -82,19 +81,6 @@ def _part(profile: BasesProfile, part: str, machine: Machine) -> list[Row]:
         rows += family.compare(arms, profile.tuning)
         machine.say(f"base {seed} of {len(profile.bases)}")
     return rows
-
-
-def differences(recording: Recording, arm: str, reference: str = FULL) -> dict[str, Paired]:
-    """{base: arm − reference in test accuracy, over the draws that test}."""
-    settings = dict.fromkeys(row.setting for row in recording.rows)
-    return {
-        setting: paired(
-            replace(recording, rows=[row for row in recording.rows if row.setting == setting]),
-            arm,
-            reference,
-        )
-        for setting in settings
-    }
 
 
 EXPERIMENT = Experiment("bases", PROFILES, ("bases",), _part, on_card=())
