@@ -45,26 +45,14 @@ NF4_OFFSET = 0.9677083
 # because a quantile's last bit may differ between machines, and stored codes must not.
 NF4_LEVELS = torch.tensor(
     [
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ],
     dtype=torch.float32,
     device="cpu",
-)
+)  # fmt: skip
 NF4_ZERO = 7  # the code of 0.0
 
 
@@ -92,16 +80,48 @@ def nf4_levels(offset: float = NF4_OFFSET) -> Tensor:
     equation's but those of bitsandbytes, evenly spaced between ``offset`` and one half. [2] On the
     difference that absmax makes: Yoshida 2023, arXiv 2306.06965.
     """
+    return normal_float_levels(4, offset)
+
+
+def normal_float_levels(bits: int, offset: float | None = None) -> Tensor:
+    """The levels of a normal float of ``bits`` bits, NF2, NF3 …: float32, shape (2^bits,).
+
+    As `nf4_levels`, with half as many quantiles above zero as there are levels, and one fewer below
+    it. ``offset`` is, if left out, what NF4's rule gives for so many levels: 1 less the mean of
+    half a share of 2^bits − 1 and of 2^bits. LoftQ [1] takes NF4's offset for all, which puts the
+    levels of NF2 and NF3 nearer to zero.
+
+    Raises:
+        ValueError: ``bits`` is not from 2 to 8, or ``offset`` is not between 0.5 and 1.
+
+    Source: Dettmers et al. 2023, arXiv 2305.14314; [1] Li et al. 2023, arXiv 2310.08659.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"bits must be a whole number from 2 to 8, but is {bits!r}")
+    half = 2 ** (bits - 1)
+    offset = 1 - (1 / (4 * half - 2) + 1 / (4 * half)) / 2 if offset is None else offset
     if not 0.5 < offset < 1:
         raise ValueError(f"offset is a probability between 0.5 and 1, but is {offset}")
-
-    def quantiles(count: int) -> Tensor:
-        # float32 probabilities, because the published constants were computed from such.
-        p = _line(offset, 0.5, count + 1)[:-1]  # one half itself would be a second zero
-        return torch.special.ndtri(p.double())
-
-    levels = torch.cat([-quantiles(7), _line(0, 0, 1), quantiles(8)]).sort().values.float()
+    # float32 probabilities, because the published constants were computed from such. One half
+    # itself would be a second zero.
+    sides = [_line(offset, 0.5, count + 1)[:-1].double() for count in (half - 1, half)]
+    below, above = map(torch.special.ndtri, sides)
+    levels = torch.cat([-below, _line(0, 0, 1), above]).sort().values.float()
     return levels / levels[-1]
+
+
+def fp4_levels() -> Tensor:
+    """The 15 levels of FP4 (E2M1), divided by the largest, 6: float32, shape (15,).
+
+    A sign, two bits of exponent and one of fraction give 0, 0.5, 1, 1.5, 2, 3, 4 and 6, with either
+    sign; two of the 16 codes are zero. The format that bitsandbytes calls FP4 differs in one level:
+    its smallest is 1/192 of the largest, and not 1/12.
+
+    Source: Open Compute Project, Microscaling Formats (MX) Specification 1.0, 2023, section 5.3.3.
+    """
+    positive = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    both = [-x for x in positive[:0:-1]] + positive
+    return torch.tensor(both, dtype=torch.float32, device="cpu") / 6
 
 
 def dynamic_levels() -> Tensor:

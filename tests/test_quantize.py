@@ -20,13 +20,16 @@ from minilora import LoRAConfig
 from minilora.quantize import (
     ABSMAX_LEVELS,
     NF4_LEVELS,
+    NF4_OFFSET,
     LinearNF4,
     NF4Tensor,
     dequantize_linears,
     dequantize_nf4,
     dynamic_levels,
+    fp4_levels,
     nf4_bytes,
     nf4_levels,
+    normal_float_levels,
     pack,
     quantize_linears,
     quantize_nf4,
@@ -718,3 +721,55 @@ def test_a_packed_layer_cannot_be_trained_whole():
     quantize_linears(model, targets=["head.0"])
     config = LoRAConfig(r=2, targets=["a"], modules_to_save=["head"])
     refuses(model, lambda: minilora.add_lora(model, config), "'head'", "quantized")
+
+
+# --- other levels ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_normal_floats_are_made_as_nf4_is(bits: int) -> None:
+    levels = normal_float_levels(bits)
+    assert levels.shape == (2**bits,) and levels.dtype == torch.float32
+    assert (levels.diff() > 0).all() and levels[0] == -1 and levels[-1] == 1
+    assert levels[2 ** (bits - 1) - 1] == 0
+
+
+def test_four_bits_of_normal_float_are_nf4() -> None:
+    torch.testing.assert_close(normal_float_levels(4), NF4_LEVELS, rtol=0, atol=1e-6)
+    assert torch.equal(normal_float_levels(4, NF4_OFFSET), nf4_levels())
+
+
+def test_two_bits_by_hand() -> None:
+    """Quantiles at the offset and half way to one half, by the rule and as LoftQ has it."""
+    for offset in (1 - (1 / 6 + 1 / 8) / 2, NF4_OFFSET):
+        middle = torch.special.ndtri(torch.tensor((offset + 0.5) / 2, dtype=torch.float64))
+        largest = torch.special.ndtri(torch.tensor(offset, dtype=torch.float64))
+        expected = torch.tensor([-1, 0, float(middle / largest), 1])
+        torch.testing.assert_close(normal_float_levels(2, offset), expected, rtol=0, atol=1e-6)
+    assert torch.equal(normal_float_levels(2), normal_float_levels(2, 1 - (1 / 6 + 1 / 8) / 2))
+
+
+@pytest.mark.parametrize("bits", [1, 9, 2.5, "4", True])
+def test_other_numbers_of_bits_are_refused(bits: Any) -> None:
+    with pytest.raises(ValueError, match="whole number from 2 to 8"):
+        normal_float_levels(bits)
+
+
+def test_fp4_are_all_numbers_of_its_bits() -> None:
+    """Sign, two bits of exponent with a bias of 1, one bit of fraction; exponent 0 is subnormal."""
+    found = set()
+    for code in range(16):
+        sign, exponent, fraction = code >> 3, code >> 1 & 3, code & 1
+        size = fraction / 2 if exponent == 0 else 2 ** (exponent - 1) * (1 + fraction / 2)
+        found.add((-1) ** sign * size / 6)
+    expected = torch.tensor(sorted(found), dtype=torch.float32)
+    torch.testing.assert_close(fp4_levels(), expected, rtol=0, atol=1e-7)
+
+
+def test_fp4_of_bitsandbytes_differs_in_one_level() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    theirs = functional.get_4bit_type("fp4", device="cpu").abs().unique()
+    mine = fp4_levels().abs().unique()
+    differing = (theirs - mine).abs() > 1e-6
+    assert differing.tolist() == [False, True, *[False] * 6]
+    assert theirs[1].item() == pytest.approx(1 / 192, rel=1e-4)

@@ -77,3 +77,27 @@ from minilora.exercises.ch11 import (
     check_llama_bytes,
     check_no_cheaper_rank,
 )
+from minilora.exercises.ch12 import (
+    check_checkpoint_bytes,
+    check_fused_adapter,
+    check_llama_adapter,
+    check_scale_of_config,
+)
+from minilora.exercises.ch13 import (
+    check_bits_per_byte,
+    check_least_rank,
+    check_random_rival,
+    check_turned_down,
+)
+from minilora.exercises.ch14 import (
+    check_adapter_bytes,
+    check_guided_change,
+    check_one_adapter,
+    check_one_step,
+)
+from minilora.exercises.ch15 import (
+    check_format_bits,
+    check_largest_rank,
+    check_loftq_start,
+    check_round_block,
+)

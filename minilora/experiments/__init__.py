@@ -17,7 +17,17 @@ from minilora.experiments.recording import (
 )
 
 #: Every experiment: a folder of this package, with ``EXPERIMENT``, ``PROFILES`` and ``run``.
-NAMES = ("rank", "bases", "rates", "placement", "memory")
+NAMES = (
+    "rank",
+    "bases",
+    "rates",
+    "placement",
+    "memory",
+    "docstrings",
+    "language",
+    "images",
+    "quantized",
+)
 
 __all__ = [
     "NAMES",

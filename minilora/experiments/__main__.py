@@ -21,7 +21,17 @@ from minilora.lab.provenance import device_name
 from minilora.lab.work import OutOfTime, keep_to_time, time_limit
 
 #: The experiments, those first that are worth most; and a part that can wait until after "rank".
-ORDER = ("memory", "rank", "rates", "placement", "bases")
+ORDER = (
+    "memory",
+    "rank",
+    "rates",
+    "placement",
+    "bases",
+    "docstrings",
+    "language",
+    "images",
+    "quantized",
+)
 WAITS = ("memory", "sweeps")
 
 #: An experiment's name, and that of one of its parts.

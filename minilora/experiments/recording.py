@@ -21,7 +21,7 @@ SCHEMA = 1  # raise it when a field changes its meaning
 #: What a row's accuracy was measured on. Tuning sees validation data only.
 STAGES = {"tune": "validation", "final": "test"}
 
-UNITS = ("bytes", "seconds", "flops", "calls")
+UNITS = ("bytes", "seconds", "flops", "calls", "nats", "share")
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,9 @@ def load_recording(
 
 def not_recorded(name: str, profile: str = "gpu") -> str:
     """What a page says where a recording is missing."""
+    where = "On a machine with a CUDA card, run" if profile == "gpu" else "Any computer can, with"
     return (
-        "Not recorded yet. On a machine with a CUDA card, run\n"
+        f"Not recorded yet. {where}\n"
         f"  python -m minilora.experiments run {name} --profile {profile}"
     )
 

@@ -4,6 +4,7 @@
     from minilora.variants.lora_fa import freeze_A            # LoRA-FA: only B learns
     from minilora.variants.vera import add_vera               # VeRA: two vectors a layer
     from minilora.variants.adalora import add_adalora         # AdaLoRA: rank where it matters
+    from minilora.variants import loftq                       # LoftQ: a start for a rounded base
     from minilora.variants.bitfit import add_bitfit           # baseline: the biases alone
     from minilora.variants.adapters import add_adapters       # baseline: small serial networks
     from minilora.variants.head import train_head_only        # baseline: the output layer alone

@@ -816,6 +816,125 @@ CONCLUSIONS += [
 ]
 
 
+# Chapter 15
+def starts(default: Recording, second: Recording, bits: int, r: int, more: str = ""):
+    """LoftQ − the usual start in accuracy, each at its own rate."""
+    arm = f"{bits} bits, r={r}"
+    return better(together(default, second), f"{arm}, LoftQ{more}", f"{arm}{more}")
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "15_quantized",
+        "With four bits nothing that five draws could show is lost",
+        ("quantized-default",),
+        lambda run: all(
+            not apart(better(run, f"4 bits, r={r}", f"32 bits, r={r}")) for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "Three bits cost about a point",
+        ("quantized-default",),
+        lambda run: all(
+            -0.03 < better(run, f"3 bits, r={r}", f"32 bits, r={r}").mean < 0.003 for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "Two bits cost four to five",
+        ("quantized-default",),
+        lambda run: all(
+            -0.07 < better(run, f"2 bits, r={r}", f"32 bits, r={r}").mean < -0.02
+            and accuracy(run, f"2 bits, r={r}") > accuracy(run, "2 bits, untrained") + 0.4
+            for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "the rank hardly matters, at two bits no more than at 32",
+        ("quantized-default",),
+        lambda run: all(
+            abs(better(run, f"{bits} bits, r=16", f"{bits} bits, r=4").mean) < 0.025
+            for bits in (32, 4, 3, 2)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "At four and three bits there was no lead before and there is none after",
+        ("quantized-default", "quantized-LoftQ"),
+        lambda default, second: all(
+            starts(default, second, bits, r).low < 0.004 for bits in (4, 3) for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "At a rate below the best, LoftQ is far ahead",
+        ("quantized-default", "quantized-LoftQ"),
+        lambda default, second: all(
+            rates.mean_loss(rates.by_rate(second.rows, f"2 bits, r={r}, LoftQ")[0.0022]) + 0.1
+            < rates.mean_loss(rates.by_rate(default.rows, f"2 bits, r={r}")[0.0022])
+            for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "most of the lead of",
+        ("quantized-default", "quantized-LoftQ"),
+        lambda default, second: all(
+            abs(starts(default, second, 2, r, more).mean) < 0.04
+            for r in (4, 16)
+            for more in ("", ", runner-up")
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "No difference in accuracy could be detected",
+        ("quantized-short",),
+        lambda run: (
+            not apart(better(run, "2 bits, r=16, LoftQ, 25 steps", "2 bits, r=16, 25 steps"))
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "At four bits each way costs about a point at most",
+        ("quantized-default",),
+        lambda run: all(
+            better(run, f"4 bits, r={r}, {how}", f"4 bits, r={r}").mean > -0.018
+            for r in (4, 16)
+            for how in ("into the exact weights", "rounded again")
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "At two bits the update is worth much less in the *exact* weights",
+        ("quantized-default",),
+        lambda run: all(
+            better(run, f"2 bits, r={r}, into the exact weights", f"2 bits, r={r}").high < -0.03
+            for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "to round again at two bits undoes most of what was learnt",
+        ("quantized-default",),
+        lambda run: all(
+            better(run, f"2 bits, r={r}, rounded again", f"2 bits, r={r}").high < -0.08
+            for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "could not be told from QLoRA at four bits",
+        ("quantized-default",),
+        lambda run: all(
+            not apart(better(run, f"4 bits, r={r}", f"32 bits, r={r}, rounded to 4"))
+            for r in (4, 16)
+        ),
+    ),
+]
+
+
 def prose(notebook: str) -> str:
     """The markdown of a chapter as one line, so that a fragment may run over a break."""
     content = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
