@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -82,7 +83,9 @@ def encoder(folder: Path | str | None = None, *, download: bool = False) -> Any:
 
     Its attention is PyTorch's own fused one. `files` says where the weights come from.
     """
-    from transformers import BertConfig, BertModel
+    with warnings.catch_warnings():  # a remark on progress bars, where a notebook has no widgets
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers import BertConfig, BertModel
 
     folder = files(folder, download=download)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
