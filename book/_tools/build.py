@@ -61,6 +61,8 @@ def main() -> int:
     options = parser.parse_args()
 
     environment = os.environ | {
+        # Not a fault of the book: the kernel that builds it has no widgets for progress bars.
+        "PYTHONWARNINGS": "ignore:IProgress not found",
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, not one from elsewhere
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's notice that would end up in outputs
         "PYTHONHASHSEED": "0",

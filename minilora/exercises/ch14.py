@@ -33,6 +33,12 @@ _ENDS: dict[str, Function] = {
     "That is the velocity. You were asked where the step ends: noise + velocity.": (
         lambda values, shares, noise: _mean(values, shares) - noise
     ),
+    "That is the velocity turned round, and where it leads from. It is mean − noise, added to the "
+    "noise.": lambda values, shares, noise: 2 * noise - _mean(values, shares),
+    "The noise comes back: the step was not taken.": lambda values, shares, noise: noise,
+    "That is the sum of the values. Weight each by its share.": (
+        lambda values, shares, noise: float(np.sum(values))
+    ),
     "That is half-way. One step covers all of the time from 0 to 1.": (
         lambda values, shares, noise: (noise + _mean(values, shares)) / 2
     ),
@@ -62,14 +68,20 @@ _CHANGES: dict[str, Function] = {
     "of both, and the second counts negatively as soon as w is above 1.": lambda c, n, w: w * c,
     "That is w times the difference. The guided velocity begins with v(no class), whose change has "
     "to be added once.": lambda c, n, w: w * (c - n),
-    "You begin with the velocity for the class. The guided velocity begins with the one for no "
-    "class.": lambda c, n, w: c + w * (c - n),
     "The two are exchanged: it is the velocity for the class that is multiplied by w.": (
         lambda c, n, w: c + w * (n - c)
     ),
     "That is the change without guidance, w = 1.": lambda c, n, w: c,
     "Guidance multiplies the *difference* of the two velocities, and what you return has lost the "
     "minus.": lambda c, n, w: n + w * (c + n),
+    "What the adapter changes with no class is subtracted w − 1 times, and not added.": (
+        lambda c, n, w: w * c + (w - 1) * n
+    ),
+    "That begins with the velocity for the class, as in the paper, where w = 0 is no guidance. "
+    "Here it begins with the one for no class, and w = 1 is none.": (
+        lambda c, n, w: c + w * (c - n)
+    ),
+    "The change with no class is missing once: n + w·(c − n).": lambda c, n, w: (w - 1) * (c - n),
 }
 
 check_guided_change = Exercise(
@@ -86,8 +98,7 @@ check_guided_change = Exercise(
         f"Write down v(no class) + w·(v(class) − v(no class)) with and without the adapter, and "
         f"subtract. For changes {c} and {n} and w = {w:g} it is {n + w * (c - n)}; found {found}."
     ),
-    passed="w times the change with the class, less w − 1 times the change without: an adapter "
-    "that has learnt without classes is turned against itself.",
+    passed="w·c − (w − 1)·n. Guidance turns what was learnt without classes round.",
     parts="The change",
 )
 
@@ -114,6 +125,18 @@ _PAIRS: dict[str, Function] = {
     "neither adapter ever trained.": lambda A, B, s, C, D, t: (A + C, s * B + t * D),
     "You averaged the factors: besides B₁A₁ and B₂A₂, at a quarter, that holds B₁A₂ and B₂A₁.": (
         lambda A, B, s, C, D, t: ((A + C) / 2, (s * B + t * D) / 2)
+    ),
+    "You added the factors, without the scales. (B₁ + B₂)(A₁ + A₂) has two products too many.": (
+        lambda A, B, s, C, D, t: (A + C, B + D)
+    ),
+    "You averaged the factors, without the scales. That holds B₁A₂ and B₂A₁ as well.": (
+        lambda A, B, s, C, D, t: ((A + C) / 2, (B + D) / 2)
+    ),
+    "The two factors are exchanged: return A, of shape (r, in), first.": (
+        lambda A, B, s, C, D, t: (np.hstack([s * B, t * D]), np.vstack([A, C]))
+    ),
+    "That is the update as a full matrix. Return its two factors.": (
+        lambda A, B, s, C, D, t: s * B @ A + t * D @ C
     ),
     "The scales are missing. The new adapter has the scale 1, so they must go into a factor.": (
         lambda A, B, s, C, D, t: (np.vstack([A, C]), np.hstack([B, D]))
@@ -151,7 +174,7 @@ check_one_adapter = Exercise(
     mistakes=[Mistake(wrong, says) for says, wrong in _PAIRS.items()],
     otherwise="BA of your adapter is not scale₁·B₁A₁ + scale₂·B₂A₂. Put the rows of the two A "
     "under each other, and the columns of the two B side by side.",
-    passed="the rows of A under each other, the columns of B side by side, in the same order.",
+    passed="the rows of A under each other, the columns of B side by side.",
     parts=("A", "B"),
     same=_same_update,
 )
@@ -168,6 +191,12 @@ _BYTES: dict[str, Function] = {
         lambda o, i, k, r: 2 * r * (i + o * k * k)
     ),
     "A window k wide and k high has k · k places.": lambda o, i, k, r: 2 * r * (i * k + o),
+    "These are bits. A byte has eight of them, and half precision two bytes.": (
+        lambda o, i, k, r: 16 * r * (i * k * k + o)
+    ),
+    "The two factors stand beside each other: their numbers are added, r · in and r · out.": (
+        lambda o, i, k, r: 2 * r * i * k * k * o
+    ),
     "These are numbers. In half precision each takes two bytes.": (
         lambda o, i, k, r: r * (i * k * k + o)
     ),
@@ -197,6 +226,6 @@ check_adapter_bytes = Exercise(
     otherwise=lambda found, layers, r: (
         f"For {layers} at rank {r} it is {_right_bytes(layers, r):,} bytes; found {found}."
     ),
-    passed="2 · r · (in · k² + out) bytes a layer: the rank is all that you can choose.",
+    passed="2 · r · (in · k² + out) bytes a layer. Choose the rank, and the layers.",
     parts="The bytes",
 )

@@ -102,6 +102,10 @@ _BLOCKS = [
 _ROUNDINGS: dict[str, Function] = {
     "You divide by the largest weight. The absmax is the largest magnitude, and here a negative "
     "weight has it.": lambda w, levels: _rounded(w, levels, size=lambda w: float(w.max())),
+    "You divide by the largest weight with its sign, which turns the block round. The absmax is a "
+    "magnitude.": (
+        lambda w, levels: _rounded(w, levels, size=lambda w: float(w[np.abs(w).argmax()]))
+    ),
     "The levels come back, between −1 and 1. Multiply by the absmax: the weight is wanted.": (
         lambda w, levels: _rounded(w, levels, back=False)
     ),
@@ -189,6 +193,16 @@ def _judge_start(E: np.ndarray, r: int, scale: float, product: np.ndarray) -> No
         "each the root, or divide one.",
     )
     require(
+        not (is_(best / scale**0.5) or is_(best * scale**0.5)),
+        "The root of the scale stands on one factor only. "
+        "The product has to be divided by the whole scale: give each factor its root, or divide "
+        "one by it.",
+    )
+    require(
+        bool(np.any(product)),
+        "B A is zero: that is the usual start. LoftQ begins where scale · BA is near to E.",
+    )
+    require(
         not is_(-best / scale),
         "The sign is wrong: Q + scale · BA is to come nearer to W, and E is W − Q.",
     )
@@ -237,6 +251,17 @@ _CARDS: dict[str, Function] = {
     ),
     "Four bytes are the adapter's weights alone. A trained number has a gradient and Adam's two "
     "means beside it: 16.": partial(_rank, each=4),
+    "Eight bytes are a weight and its gradient. Adam keeps two means beside them: 16.": (
+        partial(_rank, each=8)
+    ),
+    "Twelve bytes are those of full fine-tuning in bfloat16, where weight and gradient take two "
+    "each. An adapter's number is in float32: 16.": partial(_rank, each=12),
+    "Four bytes are float32. What stays outside the adapters is in bfloat16: two.": (
+        partial(_rank, of_rest=4)
+    ),
+    "You forget the packed matrices, the largest part.": (
+        lambda card, packed, rest, shapes, other: _rank(card, 0, rest, shapes, other)
+    ),
     "You forget the activations and the rest that is in other.": (
         lambda card, packed, rest, shapes, other: _rank(card, packed, rest, shapes, 0)
     ),

@@ -46,6 +46,8 @@ WRONG: list[tuple[str, Function, str]] = [
     ("loftq_start", lambda E, r, s: start(E, r, s, factor=lambda s: s), "once more"),
     ("loftq_start", lambda E, r, s: start(E, r, s, factor=lambda s: s**-2), "twice"),
     ("loftq_start", lambda E, r, s: start(E, r, s, factor=lambda s: -1 / s), "sign"),
+    ("loftq_start", lambda E, r, s: start(E, r, s, factor=lambda s: s**-0.5), "its root"),
+    ("loftq_start", lambda E, r, s: start(E, r, s, factor=lambda s: 0), "usual start"),
     ("loftq_start", squared, "their squares"),
     ("loftq_start", bare, "singular values are missing"),
     ("loftq_start", smallest, "smallest pieces"),

@@ -116,6 +116,7 @@ def test_every_arm_is_tuned_on_some_draws_and_tested_on_others(everything: Recor
     arms = {row.arm for row in everything.rows if row.stage == "tune"}
     wanted = {quantized.arm_of(bits, r) for bits in (32, 4, 3, 2) for r in SIZE.ranks}
     wanted |= {quantized.arm_of(bits, r, "LoftQ") for bits in (4, 3, 2) for r in SIZE.ranks}
+    wanted |= {quantized.arm_of(2, r, "even levels") for r in SIZE.ranks}
     short = {f"2 bits, r=2{start}, 2 steps" for start in ("", ", LoftQ")}
     assert arms == wanted | short | {"full fine-tuning"}
     for arm in arms:
@@ -134,12 +135,15 @@ def test_merged_rows_belong_to_the_arms_that_start_at_zero(everything: Recording
         for bits in (4, 3, 2):
             arm = quantized.arm_of(bits, r)
             wanted |= {f"{arm}, into the exact weights", f"{arm}, rounded again"}
+        second = f"2 bits, r={r}, runner-up"
+        wanted |= {f"{second}, into the exact weights", f"{second}, rounded again"}
     assert merged == wanted
 
 
 def test_untrained_bases_and_runners_up_are_there(everything: Recording) -> None:
     names = {row.arm for row in everything.rows}
     assert {f"{bits} bits, untrained" for bits in (32, 4, 3, 2)} <= names
+    assert "2 bits, even levels, untrained" in names
     for r in SIZE.ranks:
         assert {f"2 bits, r={r}, LoftQ, untrained", f"2 bits, r={r}, runner-up"} <= names
     for arm in ("2 bits, r=1", "2 bits, r=2, LoftQ"):
@@ -170,3 +174,16 @@ def test_the_figures_draw_what_the_rows_say(everything: Recording) -> None:
     plt.close(figure)
     use = figures.usage(torch.tensor([1.0, -1.0, 0.0, 0.1]), quantize.NF4_LEVELS, block=4)
     assert use.sum() == 1 and use[[0, 7, 8, 15]].tolist() == [0.25] * 4
+
+
+def test_even_levels_are_evenly_spaced_and_as_many(base: TransformerClassifier) -> None:
+    config = quantized.config_of(1, 1.0)
+    for start, levels in (
+        ("default", quantize.normal_float_levels(2)),
+        ("even levels", quantize.uniform_levels(4)),
+    ):
+        model, given = quantized.rounded_base(base, 2, config, start, 1)
+        assert given is config
+        W = model.blocks[0].attention.q_proj.weight.flatten()[:64]
+        found = (W / W.abs().max())[:, None] - levels
+        assert found.abs().amin(1).max() < 1e-6

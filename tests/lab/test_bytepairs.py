@@ -41,6 +41,7 @@ def test_no_token_reaches_over_a_cut() -> None:
     for token in BytePairs(learn_pairs([words] * 3, 300)).tokens[256:]:
         assert any(token.decode() in piece for piece in PIECES.findall(words))
     assert PIECES.findall("a b\n    c_1") == ["a", " b", "\n    ", "c", "_", "1"]
+    assert PIECES.findall("utf8 12") == ["utf", "8", " 1", "2"]
 
 
 @given(st.text())

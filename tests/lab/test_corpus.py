@@ -42,6 +42,7 @@ def test_bare_code_has_no_comments_or_docstrings_and_does_the_same() -> None:
         ("The *with* statement wraps\n   a block.", "The *with* statement wraps a block."),
         ("   with open(x) as f:\n       f.read()", ""),
         (">>> 1 + 1\n2", ""),
+        ("result = evaluate(something_long)", ""),
         ('   while_stmt ::= "while" expression', ""),
         ("+-----+------+\n| a   | b    |", ""),
         ("hence,", "hence,"),

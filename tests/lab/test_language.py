@@ -125,6 +125,9 @@ def test_writing_keeps_the_prompt_and_the_seed_settles_the_rest(model: LanguageM
     assert (
         len(tokenizer().encode(write(model, "x = 1\n" * 60, 3))) > GPT.context
     )  # more than it reads
+    recent = "    return self.value\n" * 40
+    alone, later = write(model, recent, 8), write(model, "import os\n" * 40 + recent, 8)
+    assert len(tokenizer().encode(recent)) > GPT.context and later.endswith(alone)
     with pytest.raises(ValueError, match="temperature"):
         write(model, "x", temperature=0.0)
     with pytest.raises(ValueError, match="prompt is empty"):
@@ -138,6 +141,11 @@ def test_pretraining_depends_on_its_recipe_alone() -> None:
     weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert first.head.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    still = [
+        language.pretrain(replace(how, lr=1e-12, seed=seed), SMALL, progress=False).head.weight
+        for seed in (0, 1)
+    ]
+    assert (still[0] - still[1]).abs().max() > 0.01  # the seed draws the start, too
 
 
 def test_the_harvest_of_this_python_has_the_form_of_the_shipped_one() -> None:

@@ -18,9 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from minilora.experiments import load_recording, rates
 from minilora.experiments.bases.reading import differences
+from minilora.experiments.images.reading import ahead as picture_lead
+from minilora.experiments.images.reading import mean_distance, mean_share
+from minilora.experiments.language import MATRICES
+from minilora.experiments.language import PROFILES as LANGUAGE_PROFILES
+from minilora.experiments.language import bits as stored_bits
+from minilora.experiments.language import results as language_results
 from minilora.experiments.recording import Recording, Row, read_recording
 from minilora.experiments.summaries import (
     paired,
@@ -31,6 +38,8 @@ from minilora.experiments.summaries import (
     tuning_curve,
 )
 from minilora.experiments.tuning import best_rate, single_choices
+from minilora.lab import language as lm
+from minilora.lab.counting import Counted
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "build" / "runs"
@@ -816,7 +825,226 @@ CONCLUSIONS += [
 ]
 
 
+# Chapter 14: what the page says is in its recording.
+def pictures(arm: str, what: str = "") -> float:
+    """A mean share of chapter 14's recording; see `minilora.experiments.images.reading`."""
+    return mean_share(load_recording("images", "laptop"), arm, what)
+
+
+def lead(a: str, b: str, what: str = "") -> tuple[float, float, float]:
+    """a − b in such a share: mean, low, high."""
+    return picture_lead(load_recording("images", "laptop"), a, b, what)
+
+
+def tied(a: str, b: str, what: str = "") -> bool:
+    """Whether the interval of a − b leaves zero in."""
+    _, low, high = lead(a, b, what)
+    return low <= 0 <= high
+
+
+def far(arm: str) -> float:
+    """The mean distance to real pictures of the style."""
+    return mean_distance(load_recording("images", "laptop"), arm)
+
+
+def ink_per_unit(style: str, strength: float) -> float:
+    """What an adapter adds to the ink, divided by its strength."""
+    at, off = (pictures(f"{style}, strength {s:g}", "ink") for s in (strength, 0))
+    return (at - off) / strength
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "14_images",
+        "A disturbance of that size does not make strokes heavier",
+        (),
+        lambda: pictures("bold, shuffled") > 0.9 and pictures("bold, shuffled", "style") < 0.1,
+    ),
+    Conclusion(
+        "14_images",
+        "points of ink for each unit of strength, up to twice the strength of the training",
+        (),
+        lambda: (
+            all(0.115 < ink_per_unit("bold", s) < 0.14 for s in (0.25, 0.5, 0.75, 1, 1.5, 2))
+            and ink_per_unit("bold", -1) < 0.09
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "it changes its mind about most of them between 0.25 and 0.75",
+        (),
+        lambda: (
+            pictures("bold, strength 0.25", "style") < 0.2
+            and pictures("bold, strength 0.75", "style") > 0.85
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "So minus an adapter is in the direction of the opposite style for both",
+        (),
+        lambda: (
+            pictures("bold, strength -1, as thin", "style") > 0.9
+            and pictures("slanted, strength -1, as left", "style") < 0.15
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "At 2 each of them has lost content, and at 3 most of the digits are gone",
+        (),
+        lambda: all(
+            pictures(f"{style}, strength 2") < pictures(f"{style}, strength 1") - 0.1
+            and pictures(f"{style}, strength 3") < 0.5
+            for style in ("bold", "slanted", "outline")
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "content and style stay within the noise of five seeds",
+        (),
+        lambda: all(
+            tied(f"bold, {a}", f"bold, {b}", what)
+            for a, b in (("r=16", "r=1"), ("whole model", "r=16"), ("whole model", "r=1"))
+            for what in ("", "style")
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "The *slant* is the one style of which a small rank loses the look as well",
+        (),
+        lambda: (
+            lead("slanted, r=16", "slanted, r=1")[1] > 0
+            and lead("slanted, r=16", "slanted, r=1", "style")[1] > 0
+            and all(
+                pictures(f"{style}, r=1", "style") > 0.94
+                for style in ("bold", "handwritten", "outline")
+            )
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "at a content that cannot be told from rank 16's",
+        (),
+        lambda: (
+            tied("slanted, whole model", "slanted, r=16")
+            and lead("slanted, whole model", "slanted, r=16", "style")[1] > 0
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "at rank 1, which cannot be told from the",
+        (),
+        lambda: (
+            tied("handwritten, r=16", "handwritten, r=1")
+            and pictures("handwritten, whole model") > pictures("handwritten, r=16")
+            and pictures("handwritten, r=1") > pictures("handwritten, real") - 0.08
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "cannot be told from rank 16, and both are far from the",
+        (),
+        lambda: (
+            tied("outline, whole model", "outline, r=16")
+            and lead("outline, r=16", "outline, r=1")[1] > 0.05
+            and lead("outline, r=16", "outline, r=4")[1] > 0
+            and pictures("outline, r=16") < pictures("outline, real") - 0.2
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "and bold, the farthest, asked for the least",
+        (),
+        lambda: all(
+            far("bold, base") > far(f"{style}, base") + 0.05
+            for style in ("slanted", "handwritten", "outline")
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "alone could not be told from rank 4 on all layers",
+        (),
+        lambda: all(
+            tied(f"outline, {place}", "outline, r=4", what)
+            for place in ("feed-forward", "blocks 3 and 4")
+            for what in ("", "style")
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "Attention alone and the modulations alone are behind",
+        (),
+        lambda: all(
+            lead(f"outline, {place}", "outline, r=4")[2] < -0.02
+            for place in ("attention", "modulation", "blocks 1 and 2")
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "where one is lower, the other is not higher",
+        (),
+        lambda: all(
+            lead(f"outline, {place}", "outline, r=4")[0] < 0.01
+            and lead(f"outline, {place}", "outline, r=4", "style")[0] < 0.01
+            for place in ("attention", "feed-forward", "modulation")
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "In content the two cannot be told apart",
+        (),
+        lambda: (
+            tied("trained on both", "sum")
+            and max(pictures("sum"), pictures("trained on both"))
+            < min(pictures("bold alone"), pictures("slanted alone")) - 0.03
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "Yet the sum has less of both styles than joint training gives",
+        (),
+        lambda: lead("trained on both", "sum", "style")[1] > 0.05,
+    ),
+    Conclusion(
+        "14_images",
+        "half a slant is seldom called slanted",
+        (),
+        lambda: (
+            pictures("mean of the updates", "style") < 0.3
+            and pictures("mean of the factors", "style") < 0.1
+        ),
+    ),
+    Conclusion(
+        "14_images",
+        "Without guidance the claim holds in part",
+        (),
+        lambda: (
+            0.5 < pictures("bold, without labels, guidance 1", "style") < 0.95
+            and pictures("bold, without labels, guidance 1") > 0.95
+            and pictures("bold, without labels, guidance 3", "style") < 0.15
+            and pictures("bold, with labels, guidance 5", "style") > 0.85
+        ),
+    ),
+]
+
+
 # Chapter 15
+def undone(run: Recording, r: int) -> float:
+    """The share of what training gained at two bits that is lost when the sum is rounded again."""
+    kept, again = (accuracy(run, f"2 bits, r={r}{how}") for how in ("", ", rounded again"))
+    return (kept - again) / (kept - accuracy(run, "2 bits, untrained"))
+
+
+def lead_at(default: Recording, second: Recording, r: int, lr: float) -> float:
+    """By how much LoftQ is ahead at two bits where both starts are tested at this rate."""
+    both, arm = together(default, second), f"2 bits, r={r}"
+    of = {one.arm: one.lr for one in summarise(both)}
+    a, b = (
+        next(name for name in (start, f"{start}, runner-up") if of[name] == lr)
+        for start in (f"{arm}, LoftQ", arm)
+    )
+    return paired(both, a, b).mean
+
+
 def starts(default: Recording, second: Recording, bits: int, r: int, more: str = ""):
     """LoftQ − the usual start in accuracy, each at its own rate."""
     arm = f"{bits} bits, r={r}"
@@ -852,11 +1080,25 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "15_quantized",
-        "the rank hardly matters, at two bits no more than at 32",
+        "would be ahead of rank 4, so that nothing is known about the ranks here",
         ("quantized-default",),
-        lambda run: all(
-            abs(better(run, f"{bits} bits, r=16", f"{bits} bits, r=4").mean) < 0.025
-            for bits in (32, 4, 3, 2)
+        lambda run: (
+            better(run, "2 bits, r=16, runner-up", "2 bits, r=4").mean > 0
+            and better(run, "2 bits, r=16, runner-up", "2 bits, r=16").mean > 0.01
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "With four even levels the adder starts from",
+        ("quantized-default",),
+        lambda run: (
+            accuracy(run, "2 bits, even levels, untrained")
+            > accuracy(run, "2 bits, untrained") + 0.1
+            and all(
+                better(run, f"2 bits, r={r}, even levels", f"2 bits, r={r}").mean > 0.005
+                and better(run, f"2 bits, r={r}, even levels", f"32 bits, r={r}").mean > -0.035
+                for r in (4, 16)
+            )
         ),
     ),
     Conclusion(
@@ -874,6 +1116,15 @@ CONCLUSIONS += [
         lambda default, second: all(
             rates.mean_loss(rates.by_rate(second.rows, f"2 bits, r={r}, LoftQ")[0.0022]) + 0.1
             < rates.mean_loss(rates.by_rate(default.rows, f"2 bits, r={r}")[0.0022])
+            for r in (4, 16)
+        ),
+    ),
+    Conclusion(
+        "15_quantized",
+        "With 0.01 LoftQ is ahead at both ranks in the mean, with 0.022 behind at both",
+        ("quantized-default", "quantized-LoftQ"),
+        lambda default, second: all(
+            lead_at(default, second, r, 0.01) > 0 > lead_at(default, second, r, 0.022)
             for r in (4, 16)
         ),
     ),
@@ -916,11 +1167,20 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "15_quantized",
-        "to round again at two bits undoes most of what was learnt",
+        "a third of what training had gained at rank 4 and three quarters at rank 16",
         ("quantized-default",),
-        lambda run: all(
-            better(run, f"2 bits, r={r}, rounded again", f"2 bits, r={r}").high < -0.08
-            for r in (4, 16)
+        lambda run: 0.23 < undone(run, 4) < 0.43 and 0.65 < undone(run, 16) < 0.85,
+    ),
+    Conclusion(
+        "15_quantized",
+        "Rank 16 loses more since its chosen rate is lower",
+        ("quantized-default",),
+        lambda run: (
+            best_rate(run.rows, "2 bits, r=16") < best_rate(run.rows, "2 bits, r=4")
+            and accuracy(run, "2 bits, r=16, runner-up, rounded again")
+            > accuracy(run, "2 bits, r=16, rounded again") + 0.1
+            and accuracy(run, "2 bits, r=4, runner-up, rounded again")
+            < accuracy(run, "2 bits, r=4, rounded again") - 0.05
         ),
     ),
     Conclusion(
@@ -931,6 +1191,296 @@ CONCLUSIONS += [
             not apart(better(run, f"4 bits, r={r}", f"32 bits, r={r}, rounded to 4"))
             for r in (4, 16)
         ),
+    ),
+]
+
+
+# ---------------------------------------------------------------- chapter 13, from its recording
+
+
+def on_prose() -> Recording:
+    return load_recording("language", "laptop")
+
+
+def of_rank(r: int) -> str:
+    return f"LoRA r={r}"
+
+
+PROSE_TEST, PROSE, CODE = (
+    lm.text(kind, which)
+    for kind, which in (("prose", "test"), ("prose", "validation"), ("code", "validation"))
+)
+LANGUAGE = LANGUAGE_PROFILES["laptop"]
+LEARNERS = (*(of_rank(r) for r in (1, 4, 16, 64)), MATRICES, "the head", "everything")
+
+
+def bits_behind(a: str, b: str):
+    """a − b on test prose over the draws, in bits a byte: mean, low, high."""
+    found = paired(on_prose(), a, b, "log_loss", LANGUAGE.labels)
+    return [PROSE_TEST.bits_per_byte(v) for v in (found.mean, found.low, found.high)]
+
+
+def bits_behind_by_topic(a: str, b: str):
+    nats = language_results.by_topic(on_prose(), PROSE_TEST, a, b)
+    return t_interval([PROSE_TEST.bits_per_byte(d) for d in nats])
+
+
+def gap_after(r: int, steps: int, i: int) -> float:
+    """How far a rank is behind the matrices on the way, at the i-th pair of rates."""
+    losses = [
+        np.mean(language_results.watched(on_prose(), arm, LANGUAGE.watched[arm][i])[steps])
+        for arm in (of_rank(r), MATRICES)
+    ]
+    return PROSE.bits_per_byte(losses[0] - losses[1])
+
+
+def pays(arm: str, gain: float) -> float:
+    """What is lost on code for a gain on prose, at the rate that brings it."""
+    return language_results.price(
+        language_results.paths_by_rate(on_prose(), arm, PROSE, CODE)[100], gain
+    )
+
+
+def pays_turned_down(arm: str, gain: float) -> float:
+    paths = language_results.paths_by_strength(on_prose(), arm, PROSE, CODE)
+    return float(np.mean([language_results.price(path, gain) for path in paths.values()]))
+
+
+def gaining():
+    """The runs that gained on prose."""
+    run = on_prose()
+    start = language_results.untouched(run, "prose")
+    return [one for one in language_results.measured(run) if one.values["prose"] < start]
+
+
+def goes_with(what: str) -> float:
+    return language_results.correlation(gaining(), what)
+
+
+def goes_with_inside(what: str) -> float:
+    parts = [[one for one in gaining() if one.arm == arm] for arm in LEARNERS]
+    return float(np.mean([language_results.correlation(part, what) for part in parts]))
+
+
+def null_shares(null: str) -> dict[str, list[float]]:
+    """{arm: what random changes lose over what training has lost, rate by rate}."""
+    return {
+        arm: [
+            language_results.share_of_loss(on_prose(), arm, lr, null)
+            for lr in sorted({one.lr for one in gaining() if one.arm == arm})
+        ]
+        for arm in LANGUAGE.nulls
+    }
+
+
+def lost_at_kl(kl: float, kind: str, within: float = 0.06) -> list[float]:
+    """What runs of a kind have lost on code whose KL is about this (bits a byte)."""
+    start = language_results.untouched(on_prose(), "code")
+    return [
+        CODE.bits_per_byte(one.values["code"] - start)
+        for one in gaining()
+        if one.kind == kind and abs(one.values["KL"] - kl) < within
+    ]
+
+
+def facts_of(r: int) -> tuple[float, float]:
+    """The share of 128 facts that a rank knows, and its bits a number."""
+    rows = [
+        row for row in on_prose().rows if row.stage == "final" and row.arm == f"128 facts, r={r}"
+    ]
+    bits = np.mean([stored_bits(row, 1024) for row in rows])
+    return float(np.mean([row.accuracy for row in rows])), float(bits / rows[0].parameters)
+
+
+def counted_bits() -> float:
+    learn, test = (
+        torch.cat(lm.text("prose", which).documents).tolist() for which in ("train", "test")
+    )
+    return Counted(learn, 1024).bits(test) / PROSE_TEST.bytes
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "13_language_model",
+        "every fourfold step brings something, less each time",
+        (),
+        lambda: all(
+            -one[0] > -other[0] > 0.01 and other[2] < -0.004
+            for one, other in pairwise(bits_behind(of_rank(4 * r), of_rank(r)) for r in (1, 4, 16))
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "half of the largest that fits, still",
+        (),
+        lambda: bits_behind(of_rank(64), MATRICES)[1] > 0.02,
+    ),
+    Conclusion(
+        "13_language_model",
+        "which has fewer numbers than rank 16, the difference is",
+        (),
+        lambda: abs(bits_behind(of_rank(16), "the head")[0]) < 0.015,
+    ),
+    Conclusion(
+        "13_language_model",
+        "Rank 16 and the head alone could not be told apart in either way",
+        (),
+        lambda: all(
+            low < 0.01 and high > -0.01
+            for _, low, high in (
+                bits_behind(of_rank(16), "the head"),
+                bits_behind_by_topic(of_rank(16), "the head"),
+            )
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "come from what no adapter was put on, the embedding and the head above all",
+        (),
+        lambda: bits_behind(MATRICES, "everything")[0] > bits_behind(of_rank(16), MATRICES)[0],
+    ),
+    Conclusion(
+        "13_language_model",
+        "Every rank stays behind the matrices by this measure as well",
+        (),
+        lambda: all(bits_behind_by_topic(of_rank(r), MATRICES)[1] > 0.02 for r in (1, 4, 16, 64)),
+    ),
+    Conclusion(
+        "13_language_model",
+        "on this text a table of counts is better than every network of the page",
+        (),
+        lambda: (
+            counted_bits() + 0.1
+            < min(
+                PROSE_TEST.bits_per_byte(row.log_loss)
+                for row in on_prose().rows
+                if row.stage == "final" and row.arm in LEARNERS
+            )
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "at a half and a quarter of those that the falling schedule chose",
+        (),
+        lambda: all(
+            rates_of == pytest.approx([best_rate(on_prose().rows, arm) / k for k in (2, 4)])
+            for arm, rates_of in LANGUAGE.watched.items()
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "So early the rank makes little difference",
+        (),
+        lambda: all(
+            gap_after(16, 15, i) > 0.05 and 0 < gap_after(1, 15, i) - gap_after(16, 15, i) < 0.05
+            for i in (0, 1)
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "little more than at first",
+        (),
+        lambda: all(0.8 < gap_after(16, 240, i) / gap_after(16, 15, i) < 1.5 for i in (0, 1)),
+    ),
+    Conclusion(
+        "13_language_model",
+        "Rank 1 leaves rank 16 within the first 60 steps",
+        (),
+        lambda: all(
+            gap_after(1, 60, i) - gap_after(16, 60, i)
+            > 2 * (gap_after(1, 15, i) - gap_after(16, 15, i))
+            and gap_after(1, 240, i) > 1.4 * gap_after(1, 60, i)
+            for i in (0, 1)
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "This is the contrary of 'LoRA forgets less'",
+        (),
+        lambda: pays(of_rank(16), 0.57) > pays(MATRICES, 0.57) + 0.1,
+    ),
+    Conclusion(
+        "13_language_model",
+        "Lower ranks pay more for the same gain",
+        (),
+        lambda: (
+            pays(of_rank(4), 0.5) > pays(of_rank(16), 0.5) + 0.03
+            and pays(of_rank(64), 0.5) < pays(of_rank(16), 0.5) + 0.02
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "Over all runs what is lost on code goes with KL",
+        (),
+        lambda: (
+            goes_with("KL") > 0.7
+            and goes_with("KL") > goes_with("gain") + 0.05
+            and max(goes_with("size"), goes_with("rate")) < 0.4
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "Within an arm size and rate are as good as KL",
+        (),
+        lambda: all(
+            abs(goes_with_inside(what) - goes_with_inside("KL")) < 0.08 for what in ("size", "rate")
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "At all rates but the highest a random change of the same *size* loses less than a third",
+        (),
+        lambda: all(share < 0.34 for found in null_shares("size").values() for share in found[:-1]),
+    ),
+    Conclusion(
+        "13_language_model",
+        "At the same *KL* a random change loses more than half",
+        (),
+        lambda: all(
+            0.5 < found[-1] <= min(found) + 0.02 and max(found) < 1.05
+            for found in null_shares("KL").values()
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "at one KL the head has lost less than LoRA has",
+        (),
+        lambda: max(lost_at_kl(0.8, "head")) + 0.1 < min(lost_at_kl(0.8, "lora")),
+    ),
+    Conclusion(
+        "13_language_model",
+        "which kept more of the gain than of the loss",
+        (),
+        lambda: all(
+            pays_turned_down(arm, 0.8 * gain) < 0.5 * loss
+            for arm in (of_rank(16), MATRICES)
+            for paths in [language_results.paths_by_strength(on_prose(), arm, PROSE, CODE)]
+            for gain, loss in [np.mean([path[-1] for path in paths.values()], axis=0)]
+        ),
+    ),
+    Conclusion(
+        "13_language_model",
+        "It is also better than training at a lower rate",
+        (),
+        lambda: pays_turned_down(of_rank(16), 0.5) < pays(of_rank(16), 0.5) - 0.1,
+    ),
+    Conclusion(
+        "13_language_model",
+        "little is left of the distance between the two",
+        (),
+        lambda: -0.01 < pays_turned_down(of_rank(16), 0.5) - pays_turned_down(MATRICES, 0.5) < 0.08,
+    ),
+    Conclusion(
+        "13_language_model",
+        "None of them does: rank 8 knows",
+        (),
+        lambda: facts_of(8)[0] < 0.9 and facts_of(4)[0] < 0.5,
+    ),
+    Conclusion(
+        "13_language_model",
+        "a small part of the two bits",
+        (),
+        lambda: all(0.1 < facts_of(r)[1] < 0.4 for r in (1, 2, 4, 8)),
     ),
 ]
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from minilora.experiments.language.arms import MATRICES
 from minilora.experiments.language.facts import bits
-from minilora.experiments.language.results import RunResult, turned_down, untouched, watched
+from minilora.experiments.language.results import (
+    RunResult,
+    measured,
+    turned_down,
+    untouched,
+    watched,
+)
 from minilora.experiments.recording import Recording, Row
 from minilora.experiments.tuning import best_rate
 from minilora.lab.language import Text
@@ -75,9 +82,9 @@ def draw_fan(
             means = [of.bits_per_byte(float(np.mean(one))) for one in curve.values()]
             look = {"color": COLORS[kind], "linestyle": STYLES[arm], "linewidth": 2.2 - 1.2 * i}
             (line,) = axes[0].semilogx(list(curve), means, **look)
-            if i == 0 and arm != "LoRA r=16":
-                up = 8 if kind == "lora" else -8
-                label_line(axes[0], line, "whole" if kind == "full" else "r=1", offset=(5, up))
+            if i == 0:
+                up = 8 if arm == "LoRA r=1" else -6
+                label_line(axes[0], line, arm.removeprefix("LoRA "), offset=(5, up))
             if arm == MATRICES:
                 continue
             whole = watched(recording, MATRICES, rates[MATRICES][i])
@@ -117,15 +124,30 @@ def draw_plane(
             ax.plot(gain, loss, ".", color=COLORS[kind], ms=5, alpha=0.6)
             middle.append((float(np.mean(gain)), float(np.mean(loss))))
         style = STYLES.get(arm, "-")
-        (line,) = ax.plot(*np.transpose(middle), MARKERS[kind], ls=style, color=COLORS[kind], ms=5)
+        look: dict[str, Any] = {"ls": style, "color": COLORS[kind], "ms": 5}
+        if arm == "everything":
+            look["mfc"] = "white"
+        (line,) = ax.plot(*np.transpose(middle), MARKERS[kind], **look)
         label_line(ax, line, arm.removeprefix("LoRA "), offset=(6, 6))
     ax.set(xlabel="gained on prose, bits a byte", ylabel="lost on code, bits a byte")
 
 
-def draw_turned_down(ax: Axes, recording: Recording, arm: str, prose: Text, code: Text) -> None:
-    """An arm's finished updates at other strengths: gained on prose, lost on code."""
+def draw_turned_down(
+    ax: Axes, recording: Recording, arm: str, prose: Text, code: Text, labelled: Sequence[int] = ()
+) -> None:
+    """An arm's finished updates at other strengths: gained on prose, lost on code.
+
+    ``labelled`` are the strengths, in hundredths, that are written beside their points.
+    """
     start = {what: untouched(recording, what) for what in ("prose", "code")}
-    curve = turned_down(recording, arm, best_rate(recording.rows, arm))
+    lr = best_rate(recording.rows, arm)
+    curve = {k: list(draws.values()) for k, draws in turned_down(recording, arm, lr).items()}
+    seeds = {row.seed for row in finals(recording, arm)}
+    curve[100] = [
+        (one.values["prose"], one.values["code"])
+        for one in measured(recording)
+        if (one.arm, one.lr) == (arm, lr) and one.seed in seeds
+    ]
     points = {}
     for percent, draws in sorted(curve.items()):
         gain, loss = np.mean(draws, axis=0)
@@ -134,22 +156,40 @@ def draw_turned_down(ax: Axes, recording: Recording, arm: str, prose: Text, code
             code.bits_per_byte(loss - start["code"]),
         )
     ax.plot(*zip(*points.values(), strict=True), "D--", color=COLORS["theory"], ms=4, linewidth=1.3)
-    for percent, point in points.items():
-        label_line(ax, point, f"× {percent / 100:g}", offset=(-4, -9), ha="center")
+    for percent in labelled:
+        label_line(ax, points[percent], f"× {percent / 100:g}", offset=(6, -9))
 
 
 def draw_divergence(ax: Axes, recording: Recording, runs: Sequence[RunResult], code: Text) -> None:
     """Lost on code against KL on prose, both logarithmic: trained runs, and random moves."""
     start = untouched(recording, "code")
+    found: dict[str, list[tuple[float, float]]] = {}
+    looks: dict[str, dict[str, Any]] = {}
     for one in runs:
-        lost = code.bits_per_byte(one.values["code"] - start)
-        ax.plot(one.values["KL"], lost, MARKERS[one.kind], color=COLORS[one.kind], ms=4, alpha=0.8)
+        name = "LoRA" if one.kind == "lora" else one.arm
+        found.setdefault(name, []).append((one.values["KL"], one.values["code"]))
+        looks[name] = {"color": COLORS[one.kind], "marker": MARKERS[one.kind]}
         if "KL, random of equal KL" in one.values:
-            x = one.values["KL, random of equal KL"]
-            y = code.bits_per_byte(one.values["code, random of equal KL"] - start)
-            ax.plot(x, y, MARKERS["random"], color=COLORS["random"], ms=4, alpha=0.8)
+            random = one.values["KL, random of equal KL"], one.values["code, random of equal KL"]
+            found.setdefault("random", []).append(random)
+    looks["random"] = {"color": COLORS["random"], "marker": MARKERS["random"]}
+    for name, pairs in found.items():
+        points = sorted((kl, code.bits_per_byte(loss - start)) for kl, loss in pairs)
+        face = "white" if name == "everything" else looks[name]["color"]
+        ax.plot(*np.transpose(points), ls="", ms=4, alpha=0.8, mfc=face, **looks[name])
+        at, offset = (points[0], (6, -7)) if name == "random" else (points[-1], (-12, 12))
+        ha = "left" if name == "random" else "right"
+        label_line(ax, at, name, color=looks[name]["color"], offset=offset, ha=ha)
     ax.set(xscale="log", yscale="log")
     ax.set(xlabel="KL to the base on prose, nats a token", ylabel="lost on code, bits a byte")
+    _plain_ticks(ax, (0.5, 0.7, 1, 1.5, 2), (0.2, 0.3, 0.5, 0.7, 1, 1.5))
+
+
+def _plain_ticks(ax: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """Numbers such as 0.5 on logarithmic axes, where matplotlib writes powers of ten."""
+    ax.set_xticks(list(x), labels=[f"{one:g}" for one in x])
+    ax.set_yticks(list(y), labels=[f"{one:g}" for one in y])
+    ax.minorticks_off()
 
 
 def draw_facts(
@@ -167,5 +207,10 @@ def draw_facts(
         ax.plot(ranks, values, MARKERS["lora"], linestyle="-", color=COLORS["lora"])
         ax.set_xscale("log", base=2)
         ax.set_xticks(list(ranks), labels=[str(r) for r in ranks])
-        ax.set(xlabel="rank", ylabel=words, ylim=(0, None))
+        ax.set(xlabel="rank", ylabel=words)
         ax.minorticks_off()
+    every = count * math.log2(vocab)
+    axes[0].set_ylim(0, 1.02)
+    axes[1].set_ylim(0, 1.08 * every)
+    axes[1].axhline(every, color=COLORS["floor"], linestyle="--", linewidth=1)
+    label_line(axes[1], (ranks[0], every), f"all {every:,.0f} bits", offset=(0, -10))

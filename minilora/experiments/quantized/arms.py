@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from minilora import LoRAConfig
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier
 from minilora.layers import LoRALayer
-from minilora.quantize import NF4_LEVELS, normal_float_levels, round_to_levels
+from minilora.quantize import (
+    NF4_LEVELS,
+    normal_float_levels,
+    round_to_levels,
+    uniform_levels,
+)
 from minilora.targets import find_targets
 from minilora.variants import loftq
 
@@ -21,15 +26,19 @@ LEVELS: dict[int, Tensor] = {4: NF4_LEVELS, 3: normal_float_levels(3), 2: normal
 EXACT = 32
 BLOCK = 64
 
+#: The start of the rivals that are rounded to as many evenly spaced levels, and have B = 0.
+EVEN = "even levels"
+
 #: What is rounded and what is adapted: the six matrices of every block.
 TARGETS = list(BLOCK_LINEARS)
 
 
-def rounding(bits: int) -> Callable[[Tensor], Tensor]:
+def rounding(bits: int, start: str = "default") -> Callable[[Tensor], Tensor]:
     """What so many bits leave of a weight; 32 leave it as it is."""
     if bits == EXACT:
         return torch.clone
-    return partial(round_to_levels, levels=LEVELS[bits], block=BLOCK)
+    levels = uniform_levels(2**bits) if start == EVEN else LEVELS[bits]
+    return partial(round_to_levels, levels=levels, block=BLOCK)
 
 
 def arm_of(bits: int, r: int, start: str = "default") -> str:
@@ -54,12 +63,12 @@ def rounded_base(
 ) -> tuple[TransformerClassifier, LoRAConfig]:
     """A copy of the base with rounded weights, and the config with the start that goes with it.
 
-    ``start`` is "default" or "LoftQ", which takes so many ``steps``.
+    ``start`` is "default", "even levels" or "LoftQ", which takes so many ``steps``.
     """
     model = copy.deepcopy(base)
     if start == "LoftQ":
         return model, loftq.round_linears(model, config, rounding(bits), steps)
-    round_weights(model, rounding(bits))
+    round_weights(model, rounding(bits, start))
     return model, config
 
 
@@ -82,6 +91,7 @@ def with_update(
     return model
 
 
+@torch.no_grad()
 def relative_error(W: Tensor, levels: Tensor, block: int = BLOCK) -> float:
     """‖Q − W‖ / ‖W‖, where Q is W rounded to the levels in blocks."""
     return float(torch.linalg.norm(round_to_levels(W, levels, block) - W) / torch.linalg.norm(W))

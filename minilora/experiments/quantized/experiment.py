@@ -6,9 +6,9 @@ the rest of the base keeps its 32 bits. In float32 an ordinary layer with rounde
 what a `LinearNF4` without double quantization does, and many such trainings can share a pass.
 
 Part "default" begins each adapter with B = 0, part "LoftQ" where it makes up for the rounding as
-well as its rank can. Part "short" has a quarter of the steps, at two bits. The adapters of part
-"default" are also merged: into the weights as they were before rounding, and into the rounded ones,
-with the sum rounded again.
+well as its rank can. Part "short" has a quarter of the steps, at two bits. In part "default" the
+fewest bits have a rival as well, as many evenly spaced levels; its other adapters are merged: into
+the weights as they were before rounding, and into the rounded ones, with the sum rounded again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from minilora import LoRAConfig, add_lora
 from minilora.experiments import sums
 from minilora.experiments.families import AdapterRun, Family, Recipe, WholeRun, untrained
 from minilora.experiments.quantized.arms import (
+    EVEN,
     EXACT,
     LEVELS,
     arm_of,
@@ -126,6 +127,7 @@ def _part(profile: QuantizedProfile, part: str, machine: Machine) -> list[Row]:
     few, rows = min(LEVELS), list[Row]()
     if part == "default":
         found = [(bits, r, part) for bits in (EXACT, *LEVELS) for r in profile.ranks]
+        found += [(few, r, EVEN) for r in profile.ranks]
         rows += _full(profile, base, pictures, machine)
     elif part == "LoftQ":
         found = [(bits, r, part) for bits in LEVELS for r in profile.ranks]
@@ -141,17 +143,16 @@ def _part(profile: QuantizedProfile, part: str, machine: Machine) -> list[Row]:
             rows += _unused(bits, arm, start, model, config, pictures, seen=rows)
         name = f"{part}-{bits}-{r}-{start}"
         family = Family(name, model, pictures, Recipe(steps, profile.batch_size), machine)
-        tuning = profile.wide if bits == few else profile.tuning
+        tuning = profile.wide if bits == few and start != EVEN else profile.tuning
         run = AdapterRun(arm, Cell(config, profile.peak))
         tuned = family.compare([run], replace(tuning, tested=()))
         rows += [replace(row, setting=part) for row in tuned]
         cell = replace(run.cell, lr=best_rate(tuned, arm))
-        finished.append(
-            Finished(arm, bits, start, cell, steps, merges=start == "default" and part != "short")
-        )
+        merges = start == "default" and part != "short"
+        finished.append(Finished(arm, bits, start, cell, steps, merges))
         if bits == few and part != "short":  # where the valley is flat, the next rate as well
             cell = replace(cell, lr=runner_up(tuned, arm))
-            finished.append(Finished(f"{arm}, runner-up", bits, start, cell, steps))
+            finished.append(Finished(f"{arm}, runner-up", bits, start, cell, steps, merges))
     work = partial(_final, base=base, profile=profile, pictures=pictures, setting=part)
     header = {"profile": repr(profile)}
     for found_rows in rows_of(finished, work, f"{part}-final", header, machine):
@@ -179,7 +180,10 @@ def _unused(
     seen: Sequence[Row],
 ) -> list[Row]:
     """The model before any training: the rounded base, or with LoftQ's start in its weights."""
-    name = f"{bits} bits, untrained" if start == "default" else f"{arm}, untrained"
+    name = {
+        "default": f"{bits} bits, untrained",
+        EVEN: f"{bits} bits, {EVEN}, untrained",
+    }.get(start, f"{arm}, untrained")
     if any(row.arm == name for row in seen):
         return []
     if start == "LoftQ":

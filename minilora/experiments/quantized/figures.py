@@ -62,7 +62,7 @@ def draw_usage(ax: Axes, levels: Tensor, shares: Mapping[str, np.ndarray]) -> No
     for (name, share), (kind, style, mark) in zip(shares.items(), looks, strict=True):
         color = COLORS[kind]
         ax.plot(levels, 100 * share, mark, linestyle=style, color=color, ms=4, lw=1.2, label=name)
-    ax.set(xlabel="level", ylabel="used by, %", xlim=(-1.45, 1.45), ylim=(0, None))
+    ax.set(xlabel="level", ylabel="share of numbers, %", xlim=(-1.45, 1.45), ylim=(0, None))
     ax.legend(loc="upper left", fontsize=9)
 
 
@@ -70,12 +70,12 @@ def draw_errors(ax: Axes, errors: Mapping[str, Mapping[int, float]], title: str)
     """Relative error against the size of a block, both logarithmic, a line for each format."""
     looks: dict[str, tuple[str, LineStyle, str]] = {
         "NF4": (COLORS["lora"], "-", "o"),
-        "even, 16": (COLORS["full"], "--", "s"),
+        "even-16": (COLORS["full"], "--", "s"),
         "FP4": (COLORS["head"], "-.", "^"),
         "NF3": (COLORS["lora"], "-", "o"),
-        "even, 8": (COLORS["full"], "--", "s"),
+        "even-8": (COLORS["full"], "--", "s"),
         "NF2": (COLORS["lora"], "-", "o"),
-        "even, 4": (COLORS["full"], "--", "s"),
+        "even-4": (COLORS["full"], "--", "s"),
     }
     for name, of in errors.items():
         color, style, mark = looks[name]
