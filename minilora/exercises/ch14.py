@@ -132,12 +132,6 @@ _PAIRS: dict[str, Function] = {
     "You averaged the factors, without the scales. That holds B₁A₂ and B₂A₁ as well.": (
         lambda A, B, s, C, D, t: ((A + C) / 2, (B + D) / 2)
     ),
-    "The two factors are exchanged: return A, of shape (r, in), first.": (
-        lambda A, B, s, C, D, t: (np.hstack([s * B, t * D]), np.vstack([A, C]))
-    ),
-    "That is the update as a full matrix. Return its two factors.": (
-        lambda A, B, s, C, D, t: s * B @ A + t * D @ C
-    ),
     "The scales are missing. The new adapter has the scale 1, so they must go into a factor.": (
         lambda A, B, s, C, D, t: (np.vstack([A, C]), np.hstack([B, D]))
     ),

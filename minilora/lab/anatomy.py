@@ -7,6 +7,7 @@ code, and an adapter on it would train nothing. Needs `transformers`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from minilora import LoRAConfig, add_lora, lora_layers
 
 VOCAB, WIDTH, BLOCKS = 50, 32, 2
 
@@ -235,20 +238,61 @@ def _together(found: list[Place]) -> list[Place]:
 
 
 def table(names: list[str] | None = None) -> str:
-    """The places of the models as lines of text: name, weight, how many, and what is special."""
+    """`describe` for the models of that name, one after the other."""
     lines = []
     for name in MODELS if names is None else names:
-        lines.append(name)
-        for one in places(build(name), example_input(name)):
-            marks = [
-                word
-                for word, holds in (
-                    ("(in, out)", one.turned),
-                    ("never called", not one.called),
-                    ("a 3-D parameter", one.parameter),
-                )
-                if holds
-            ]
-            shape = " × ".join(map(str, one.shape))
-            lines.append(f"  {one.name:26}{shape:>14}  ×{one.count:<3} {', '.join(marks)}".rstrip())
+        lines += [name, describe(build(name), example_input(name))]
     return "\n".join(lines)
+
+
+def describe(model: nn.Module, inputs: dict[str, Tensor]) -> str:
+    """The places of a model as lines of text: name, weight, how many, and what is special."""
+    lines = []
+    for one in places(model, inputs):
+        marks = [
+            word
+            for word, holds in (
+                ("(in, out)", one.turned),
+                ("never called", not one.called),
+                ("a 3-D parameter", one.parameter),
+            )
+            if holds
+        ]
+        shape = " × ".join(map(str, one.shape))
+        lines.append(f"  {one.name:26}{shape:>14}  ×{one.count:<3} {', '.join(marks)}".rstrip())
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where a model's numbers are, seen from adapters on all of its linear layers.
+
+    Attributes:
+        acted: Numbers of weights whose adapter got a gradient.
+        idle: Of weights whose adapter got none, as the layer is never called.
+        experts: Of tensors with three axes, which are no layers.
+        rest: All others: embeddings, output heads, norms, biases, convolutions.
+    """
+
+    acted: int
+    idle: int
+    experts: int
+    rest: int
+
+
+def reach(name: str) -> Reach:
+    """What ``targets="all-linear"`` reaches in the small model of that name: one backward pass."""
+    model, inputs = build(name), example_input(name)
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(
+        one.count * math.prod(one.shape) for one in places(model, inputs) if one.parameter
+    )
+    layers = lora_layers(add_lora(model, LoRAConfig(r=2, targets="all-linear"))).values()
+    model(**inputs).logits.square().sum().backward()
+    acted = idle = 0
+    for layer in layers:
+        if layer.B.grad is not None and layer.B.grad.any():
+            acted += layer.base.weight.numel()
+        else:
+            idle += layer.base.weight.numel()
+    return Reach(acted, idle, experts, total - acted - idle - experts)

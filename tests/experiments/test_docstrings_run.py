@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,12 +14,12 @@ import torch
 import minilora
 from minilora import LoRAConfig
 from minilora.experiments import docstrings, recording
-from minilora.experiments.docstrings import results, rivals, training
+from minilora.experiments.docstrings import figures, results, rivals, training
 from minilora.experiments.docstrings.training import Trained
 from minilora.experiments.recording import Row
 from minilora.experiments.summaries import summarise
-from minilora.experiments.tuning import LADDERS
-from minilora.lab import minilm
+from minilora.experiments.tuning import LADDERS, best_rate
+from minilora.lab import anatomy, minilm
 from minilora.lab.docstrings import by_library
 from minilora.lab.training import fit, set_seed
 
@@ -194,3 +195,38 @@ def test_ladders_begin_between_other_rungs():
             for asked in profile.asked[part]:
                 for run in docstrings.arms(profile, part, asked):
                     assert run.lr in LADDERS["doubles"][1:-1]
+
+
+def test_the_figure_shows_every_arm_at_its_accuracy(whole):
+    fig, axes = plt.subplots(1, 2)
+    asked = {"libraries": (30, ""), "modules": (90, ", 35 classes")}
+    figures.draw_arms(axes, whole[0], asked)
+    for ax, (labels, ending) in zip(axes, asked.values(), strict=True):
+        arms = {a.arm: a for a in summarise(whole[0], labels) if a.arm.endswith(ending)}
+        large = [line.get_ydata()[0] for line in ax.lines if line.get_markersize() == 9]
+        assert sorted(large) == pytest.approx(sorted(100 * a.accuracy for a in arms.values()))
+        assert len(ax.get_xticklabels()) == len(arms) > 2
+        assert ax.get_xticklabels()[0].get_text() == "TF-IDF"
+    heights = [high - low for low, high in (ax.get_ylim() for ax in axes)]
+    assert heights[0] == pytest.approx(heights[1])
+    plt.close(fig)
+
+
+def test_the_ladder_fills_the_chosen_rate(whole):
+    fig, ax = plt.subplots()
+    figures.draw_tuning(ax, whole[0], ["LoRA r=1", "full fine-tuning"], 30)
+    white = [line.get_markerfacecolor() == "white" for line in ax.lines]
+    assert sum(white) == 2
+    filled = [line.get_xdata()[0] for line in ax.lines if line.get_marker() in "os"]
+    chosen = [best_rate(whole[0].rows, arm, 30) for arm in ("LoRA r=1", "full fine-tuning")]
+    assert filled[1::2] == chosen
+    plt.close(fig)
+
+
+def test_the_bars_of_what_adapters_reach_are_shares():
+    fig, ax = plt.subplots()
+    reached = {"one": anatomy.Reach(6, 0, 3, 1), "two": anatomy.Reach(1, 1, 0, 2)}
+    figures.draw_reach(ax, reached)
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == pytest.approx([60, 25, 0, 25, 30, 0, 10, 50])
+    plt.close(fig)

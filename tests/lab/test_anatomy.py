@@ -92,3 +92,28 @@ def test_the_table_says_all_of_it():
     assert text.splitlines()[0] == "GPT-2" and "LLaMA" not in text
     with pytest.raises(ValueError, match="no model 'GPT-5'; there are BERT"):
         anatomy.build("GPT-5")
+
+
+def test_a_model_of_ones_own_is_described_as_the_small_ones_are():
+    described = anatomy.describe(anatomy.build("LLaMA"), anatomy.example_input("LLaMA"))
+    assert anatomy.table(["LLaMA"]) == f"LLaMA\n{described}"
+
+
+@every
+def test_what_adapters_reach_adds_up_to_the_model(name):
+    model, one = anatomy.build(name), anatomy.reach(name)
+    counted = one.acted + one.idle + one.experts + one.rest
+    assert counted == sum(p.numel() for p in model.parameters())
+    listed = dict.fromkeys(("idle", "experts"), 0)
+    for place in found(name).values():
+        size = place.count * torch.Size(place.shape).numel()
+        listed["idle"] += size * (not place.called)
+        listed["experts"] += size * place.parameter
+    assert (one.idle, one.experts) == (listed["idle"], listed["experts"])
+    assert one.acted > 0 and one.rest > 0
+
+
+def test_adapters_pass_most_of_a_mixture_of_experts_by():
+    mixtral, llama = anatomy.reach("Mixtral"), anatomy.reach("LLaMA")
+    whole = mixtral.acted + mixtral.experts + mixtral.rest
+    assert mixtral.experts > 0.7 * whole and llama.experts == llama.idle == 0
