@@ -36,7 +36,7 @@ from minilora.config import LoRAConfig
 from minilora.layers import LoRALayer
 from minilora.targets import find_targets, original_modules, tied_weights
 
-#: (out, in) → the same shape: a weight as it comes back from its stored form.
+#: A weight (out, in) as it comes back from its stored form, in the same shape.
 Rounding = Callable[[Tensor], Tensor]
 
 

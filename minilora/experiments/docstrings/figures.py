@@ -15,13 +15,13 @@ from minilora.lab.anatomy import Reach
 from minilora.lab.plotting import COLORS, LINESTYLES, MARKERS, label_line
 
 #: A number of labels, and the ending of the arms' names.
-Asked: TypeAlias = tuple[int, str]
+Panel: TypeAlias = tuple[int, str]
 #: Kinds of arms from left to right, and those of them that train no transformer.
 KINDS = ("logistic", "head", "lora", "full")
 STILL = KINDS[:2]
 
 
-def draw_arms(axes: Sequence[Axes], recording: Recording, asked: Mapping[str, Asked]) -> None:
+def draw_arms(axes: Sequence[Axes], recording: Recording, asked: Mapping[str, Panel]) -> None:
     """Test accuracy (%) of every arm; a panel for each question, all of the same height in points.
 
     ``asked`` is {title: (number of labels, ending of the arms' names)}; arms with another ending
