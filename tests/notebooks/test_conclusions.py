@@ -22,6 +22,7 @@ import torch
 
 from minilora.experiments import load_recording, rates
 from minilora.experiments.bases.reading import differences
+from minilora.experiments.docstrings import over_files
 from minilora.experiments.images.reading import ahead as picture_lead
 from minilora.experiments.images.reading import mean_distance, mean_share
 from minilora.experiments.language import MATRICES
@@ -38,6 +39,7 @@ from minilora.experiments.summaries import (
     tuning_curve,
 )
 from minilora.experiments.tuning import best_rate, single_choices
+from minilora.lab import anatomy
 from minilora.lab import language as lm
 from minilora.lab.counting import Counted
 
@@ -1481,6 +1483,130 @@ CONCLUSIONS += [
         "a small part of the two bits",
         (),
         lambda: all(0.1 < facts_of(r)[1] < 0.4 for r in (1, 2, 4, 8)),
+    ),
+]
+
+
+# Chapter 12
+def docstrings_run() -> Recording:
+    run = load_recording("docstrings", "laptop")
+    assert run is not None
+    return run
+
+
+def ahead_of(b: str, labels: int = 500, ending: str = ""):
+    """LoRA r=16 − another arm on docstrings: over the draws, and over bundles of test files."""
+    run, a, b = docstrings_run(), f"LoRA r=16{ending}", f"{b}{ending}"
+    return paired(run, a, b, labels=labels), over_files(run, a, b, labels)
+
+
+def docstring_accuracy(arm: str, labels: int = 500) -> float:
+    return next(one.accuracy for one in summarise(docstrings_run(), labels) if one.arm == arm)
+
+
+def docstring_rate(arm: str, labels: int = 500) -> float:
+    return best_rate(docstrings_run().rows, arm, labels)
+
+
+def reached(name: str, part: str) -> float:
+    """A part of a small model's numbers, as a share: see `anatomy.Reach`."""
+    pytest.importorskip("transformers")
+    found = vars(anatomy.reach(name))
+    return found[part] / sum(found.values())
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "12_real_transformer",
+        "about two points more than the linear probe",
+        (),
+        lambda: all(
+            one.low > 0.004 and 0.012 < one.mean < 0.035 for one in ahead_of("linear probe")
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "Counting words is some eight points behind",
+        (),
+        lambda: all(one.low > 0.04 and 0.065 < one.mean < 0.1 for one in ahead_of("TF-IDF")),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "cannot be told from the probe",
+        (),
+        lambda: not apart(better(docstrings_run(), FULL, "linear probe")),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "that does not leave out zero",
+        (),
+        lambda: (
+            ahead_of(FULL)[0].low > 0.002
+            and ahead_of(FULL)[0].mean > 0.01
+            and not ahead_of(FULL)[1].detectable
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "Ranks make no difference that five draws could show",
+        (),
+        lambda: all(
+            not apart(one) and abs(one.mean) < 0.01
+            for r in (1, 2, 4, 8)
+            for one in ahead_of(f"LoRA r={r}")
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "in the other two the linear probe, which takes seconds, cannot be told from it",
+        (),
+        lambda: all(
+            not ahead_of("linear probe", *question)[1].detectable
+            for question in ((2000, ""), (500, ", 35 classes"))
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "The draws of full fine-tuning scatter widely there",
+        (),
+        lambda: all(one.low > 0.02 for one in ahead_of(FULL, 500, ", 35 classes")),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "Counting words gains most from the labels, some eight points",
+        (),
+        lambda: (
+            0.06 < docstring_accuracy("TF-IDF", 2000) - docstring_accuracy("TF-IDF") < 0.1
+            and docstring_accuracy("LoRA r=16", 2000) - docstring_accuracy("LoRA r=16") < 0.03
+            and ahead_of("TF-IDF", 2000)[0].low > 0
+            and not ahead_of("TF-IDF", 2000)[1].detectable
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "Full fine-tuning's best is",
+        (),
+        lambda: all(
+            3 < docstring_rate(f"LoRA r={r}") / docstring_rate(FULL) < 10 for r in (1, 2, 4, 8, 16)
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "In Mixtral they reach",
+        (),
+        lambda: (
+            0.05 < reached("Mixtral", "acted") < 0.15
+            and all(
+                reached(name, "acted") > 0.8
+                for name in ("BERT", "GPT-2", "T5", "LLaMA", "Mistral", "Qwen3", "Phi-3")
+            )
+        ),
+    ),
+    Conclusion(
+        "12_real_transformer",
+        "lie in layers that are never called",
+        (),
+        lambda: 0.25 < reached("WavLM", "idle") < 0.45,
     ),
 ]
 
