@@ -41,7 +41,7 @@ def draw_arms(axes: Sequence[Axes], recording: Recording, asked: Mapping[str, Pa
             ax.plot([x] * len(values), values, mark, color=color, ms=3, alpha=0.5)
             ax.plot(x, 100 * one.accuracy, mark, color=color, ms=9)
         ax.set_xticks(range(len(named)), labels=[_short(one.arm, one.r) for one in named])
-        ax.tick_params(axis="x", length=0, labelsize=9)
+        ax.tick_params(axis="x", length=0, labelsize=9, labelrotation=35)
         ax.grid(axis="x", visible=False)
         ax.set(title=title, xlim=(-0.6, len(named) - 0.4))
         every = [100 * value for one in named for value in one.values]
