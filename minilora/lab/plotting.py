@@ -180,6 +180,18 @@ def show_picture(ax: Axes, picture: ArrayLike, title: str = "", *, signed: bool 
     ax.set_title(title, pad=5)
 
 
+def written(value: float, digits: int = 1, *, sign: bool = False) -> str:
+    """A number as prose has it: a true minus, no −0, and with ``sign`` a plus as well."""
+    rounded = round(value, digits) + 0.0  # adding 0.0 turns −0 into 0
+    return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(mean: float, low: float, high: float, digits: int = 1) -> str:
+    """A difference and the ends of its interval, as prose has them: +1.2 (−0.3 to +2.7)."""
+    middle, *ends = (written(x, digits, sign=True) for x in (mean, low, high))
+    return f"{middle} ({' to '.join(ends)})"
+
+
 def show_table(
     ax: Axes,
     table: ArrayLike,
@@ -199,8 +211,7 @@ def show_table(
     limit = limit or max(float(np.abs(table).max()), 1e-12)
     ax.imshow(table, cmap=SIGNED, vmin=-1.25 * limit, vmax=1.25 * limit, aspect="equal")
     for (i, j), value in np.ndenumerate(table):
-        # Adding 0.0 turns a rounded −0 into 0.
-        text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+        text = written(value, digits)
         dark = abs(value) > 0.55 * limit
         ax.text(j, i, text, ha="center", va="center", color="white" if dark else INK, fontsize=10)
     m, n = table.shape

@@ -52,6 +52,13 @@ def test_label_line_takes_the_end_and_the_colour_of_a_line() -> None:
         plotting.label_line(ax, empty, "nothing")
 
 
+def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:
+    assert plotting.written(-0.04) == "0.0" and plotting.written(-1.25, 2) == "−1.25"
+    assert plotting.written(0.96, sign=True) == "+1.0" and plotting.written(3) == "3.0"
+    assert plotting.interval(1.24, -0.3, 2.7) == "+1.2 (−0.3 to +2.7)"
+    assert plotting.interval(-0.0004, -0.01, 0.012, 3) == "+0.000 (−0.010 to +0.012)"
+
+
 def test_tables_write_their_numbers_and_pictures_have_no_ticks() -> None:
     _, (left, right) = plt.subplots(1, 2)
     plotting.show_table(left, [[1, -2], [0.001, -0.001]], digits=1, rows=["a", "b"])
