@@ -37,6 +37,17 @@ check_scale_of_config = Exercise(
             "You divide by √r always. That is rsLoRA; the usual scaling divides by r.",
         ),
         Mistake(
+            lambda config: config.get("r", 8) / config.get("lora_alpha", 8),
+            "That is r/α. α stands above: a larger α makes a larger factor.",
+        ),
+        Mistake(
+            lambda config: (
+                config.get("lora_alpha", 8)
+                / config.get("r", 8) ** (0.5 if "use_rslora" in config else 1)
+            ),
+            'The key "use_rslora" may be there and be False. Its value counts.',
+        ),
+        Mistake(
             lambda config: float(config.get("lora_alpha", 8)),
             "α alone is not the factor: PEFT divides it by r, or by √r.",
         ),
@@ -88,6 +99,14 @@ _COUNTS: dict[str, Function] = {
     ),
     "The feed-forward part has three matrices, gate, up and down; you counted two.": (
         partial(_llama, ffn=2)
+    ),
+    "K and V have head size × kv_heads outputs, and the head size is hidden // heads.": (
+        lambda hidden, inner, heads, kv, layers, r: (
+            layers * r * (4 * hidden + 2 * (hidden + heads // kv) + 3 * (hidden + inner))
+        )
+    ),
+    "The rank is missing: each matrix costs r (d_in + d_out).": (
+        lambda hidden, inner, heads, kv, layers, r: _llama(hidden, inner, heads, kv, layers, 1)
     ),
     "That is one block. There are `layers` of them.": (
         lambda hidden, inner, heads, kv, layers, r: _llama(hidden, inner, heads, kv, 1, r)
@@ -142,7 +161,20 @@ check_checkpoint_bytes = Exercise(
         ),
         Mistake(
             lambda base, adapter: (4 * base + 8 * adapter, 4 * adapter),
-            "The adapter's own numbers are in the checkpoint too, beside the base.",
+            "Twelve bytes are kept for each number that trains: its own four, and eight of Adam, "
+            "which keeps two means. You have eight.",
+        ),
+        Mistake(
+            lambda base, adapter: (base + 3 * adapter, adapter),
+            "These are numbers. In float32 each takes four bytes.",
+        ),
+        Mistake(
+            lambda base, adapter: (_kept(base, adapter)[0], 4 * (base + adapter)),
+            "The folder that `save` writes holds the adapter alone, and not the base.",
+        ),
+        Mistake(
+            lambda base, adapter: (4 * base, 4 * adapter),
+            "That is the base alone. The adapter and Adam's means of it are in the checkpoint too.",
         ),
         Mistake(
             lambda base, adapter: _kept(base, adapter)[::-1],
@@ -227,6 +259,14 @@ check_fused_adapter = Exercise(
             "B lacks k's rows. The fused layer has 3d outputs, and those of k are there although "
             "nothing is to happen to them: d rows of zeros.",
             when=lambda found, Aq, Bq, Av, Bv: np.shape(found[1])[0] == 2 * len(Bq),
+        ),
+        Mistake(
+            lambda Aq, Bq, Av, Bv: (
+                np.concatenate([Aq, Av]),
+                np.concatenate([np.hstack([Bq, Bv]), 0 * np.hstack([Bq, Bv]), np.hstack([Bq, Bv])]),
+            ),
+            "q's outputs read v's rows of A as well there, and v's read q's. Zeros in B keep them "
+            "apart.",
         ),
         Mistake(
             lambda Aq, Bq, Av, Bv: (
