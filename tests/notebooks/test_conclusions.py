@@ -1577,7 +1577,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "12_real_transformer",
-        "The draws of full fine-tuning scatter widely there",
+        "Its draws scatter widely, and one of them collapsed",
         (),
         lambda: all(one.low > 0.02 for one in ahead_of(FULL, 500, ", 35 classes")),
     ),
