@@ -38,6 +38,7 @@ from bench_measure import (
     timed,
 )
 from bench_sweep import sweeps
+from bench_tools import tools
 from torch import Tensor, nn
 
 import minilora
@@ -215,7 +216,7 @@ def stack_and_input(size: arms.Size, device: str, dtype: str) -> tuple[nn.Module
     return base, torch.randn(size.batch, size.tokens, size.width).to(device, DTYPES[dtype])
 
 
-SECTIONS = ("step", "wrap", "saved", "inference", "files", "sweeps")
+SECTIONS = ("step", "wrap", "saved", "inference", "files", "sweeps", "tools")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -274,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wrap(size, repeats)
     if "files" in wanted:
         files(size, repeats)
+    if "tools" in wanted:
+        tools(repeats, options.quick)
 
 
 def describe(devices: Sequence[str], clock: str) -> str:

@@ -17,7 +17,7 @@ from minilora.lab.measuring import saved_bytes
 ALL_ARMS = arms.available(arms.ARMS + arms.DROPOUT_ARMS[1:])
 LORA_ARMS = [arm for arm in ALL_ARMS if arm not in (arms.FLOOR, arms.FULL)]
 # Two types of base; step shows the arms with dropout in tables of their own.
-TABLES = {"step": 4, "saved": 2, "inference": 2, "wrap": 1, "files": 1, "sweeps": 1}
+TABLES = {"step": 4, "saved": 2, "inference": 2, "wrap": 1, "files": 1, "sweeps": 1, "tools": 3}
 
 
 @pytest.fixture(autouse=True)
