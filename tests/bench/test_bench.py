@@ -44,6 +44,8 @@ def test_every_section_prints_its_tables(section: str, capsys: pytest.CaptureFix
             assert names == ALL_ARMS
         elif section == "sweeps":
             assert names == ["one by one, threads 1", "sweep, processes 1"]
+        elif section == "tools":
+            assert any(name.startswith("minilora") for name in names)
         elif section != "step":
             assert any(name.startswith("minilora") for name in names)
             assert any(name.startswith("PEFT") for name in names) == arms.HAS_PEFT
@@ -51,6 +53,8 @@ def test_every_section_prints_its_tables(section: str, capsys: pytest.CaptureFix
         for row in rows:
             assert len([cell for cell in row.split("  ") if cell]) == columns
             assert "nan" not in row and "inf" not in row
+    if section == "tools":
+        assert any(name.startswith("PEFT") for name in shown) == arms.HAS_PEFT
     if section == "step":
         assert shown == 2 * arms.available(arms.ARMS) + 2 * arms.available(arms.DROPOUT_ARMS)
 
