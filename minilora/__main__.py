@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from minilora.checkpoints import extract, merge
+from minilora.diagnosis import shown
 from minilora.folder import CONFIG_FILE, TENSOR_FILE, AdapterError
 from minilora.foreign import convert
 from minilora.inspection import inspect, percent
@@ -50,12 +52,15 @@ An adapter adds to a weight W the update ΔW = factor · B A, with A of r rows a
   r 90%, r 99%   how many of its r directions hold that share of the sum of squares
   eff. rank      how many directions share the load, the small ones counted by what they weigh
 with --base:
-  ‖ΔW‖/‖W‖       the update beside the weight; a few per cent are usual
+  ‖ΔW‖/‖W‖       the update beside the weight: in large models a few per cent, in small ones
+                 often much more
   lost in bf16   what rounding takes of the update when it is merged in bfloat16
   intruders      directions among the ten largest of W + ΔW that W does not have, and how many a
                  random update of the same singular values would make
-BROKEN: it cannot work as it was meant. WARNING: it works, perhaps not as you think. NOTE: worth
-knowing. Exit code 1 where anything is broken, 2 where nothing could be read.""",
+BROKEN: in PEFT it cannot work as it was meant. WARNING: it works, perhaps not as you think. NOTE:
+worth knowing. minilora convert mends keys, other programs' formats, and a config that contradicts
+the file; nothing mends what was not trained. Exit code 1 where anything is broken, 2 where
+something could not be read.""",
     "resize": """\
 Each layer's update is cut to the directions that hold most of its sum of squares: --rank 8 keeps
 eight in every layer, --energy 0.99 as many as hold 99%. It needs no data and says what was lost;
@@ -102,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (AdapterError, ValueError, OSError) as error:
-        print(f"minilora: {error}", file=sys.stderr)
+        print(shown(f"minilora: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minilora: stopped; nothing was written", file=sys.stderr)
@@ -142,12 +147,15 @@ def _parser() -> argparse.ArgumentParser:
 
     one = _command(commands, "add", _add, "the weighted sum of adapters of one base")
     one.add_argument(
-        "parts", nargs="+", metavar="FOLDER=WEIGHT", help="an adapter and what it is multiplied by"
+        "parts",
+        nargs="+",
+        metavar="FOLDER=WEIGHT",
+        help="an adapter and what it is multiplied by; 1 if left out",
     )
     one.add_argument("out", type=Path, help="the folder to write")
     one.add_argument("--rank", type=int, help="cut to this rank; without it the ranks add up")
     one.add_argument("--method", choices=METHODS, default="exact", help="default: exact")
-    one.add_argument("--density", type=float, default=0.2, help="ties, dare: share that stays")
+    one.add_argument("--density", type=float, help="ties, dare: share that stays (0.2)")
     one.add_argument("--seed", type=int, default=0, help="dare: which entries stay")
 
     one = _command(commands, "merge", _merge, "write an adapter's update into its base's weights")
@@ -197,17 +205,29 @@ def _command(commands, name, run, what):  # type: ignore[no-untyped-def]
 def _inspect(options: argparse.Namespace) -> int:
     if options.html and len(options.adapter) > 1:
         raise ValueError("--html draws one adapter: give one folder")
-    reports = []
+    reports, unread = [], 0
+    several = len(options.adapter) > 1
     for place in options.adapter:
-        report = inspect(place, options.base, intruders=options.intruders, progress=_bars())
+        try:
+            report = inspect(place, options.base, intruders=options.intruders, progress=_bars())
+        except AdapterError as error:
+            print(shown(f"minilora: {error}"), file=sys.stderr)
+            unread += 1
+            continue
         reports.append(report)
         if not options.json:
-            print(report.text(table=not options.brief), end="\n" * (1 + (len(options.adapter) > 1)))
-    if options.html:
+            print(report.text(table=not options.brief), end="\n" * (1 + several))
+    if several and not options.json:
+        for report in reports:
+            print(f"{shown(Path(report.place).name):24} {report.verdict}")
+    if options.html and reports:
         options.html.write_text(page(reports[0]), encoding="utf-8")
     if options.json:
-        print(json.dumps([report.to_dict() for report in reports], indent=2))
-    return int(any(report.broken for report in reports))
+        found = [report.to_dict() for report in reports]
+        if options.brief:
+            found = [{k: v for k, v in one.items() if k != "layers"} for one in found]
+        print(json.dumps(found, indent=2))
+    return 2 if unread else int(any(report.broken for report in reports))
 
 
 def _check_free(options: argparse.Namespace) -> None:
@@ -219,12 +239,14 @@ def _check_free(options: argparse.Namespace) -> None:
 
 def _resize(options: argparse.Namespace) -> int:
     _check_free(options)
-    print(resize(options.adapter, options.out, options.rank, options.energy, progress=_bars()))
+    _say(resize(options.adapter, options.out, options.rank, options.energy, progress=_bars()))
     return 0
 
 
 def _add(options: argparse.Namespace) -> int:
     _check_free(options)
+    if options.density is not None and options.method == "exact":
+        raise ValueError("--density is for --method ties or dare")
     parts: dict[str, float] = {}
     for word in options.parts:
         folder, equals, weight = word.rpartition("=")
@@ -237,11 +259,12 @@ def _add(options: argparse.Namespace) -> int:
         if folder in parts:
             raise ValueError(f"{folder!r} is given twice; add their weights up")
         parts[folder] = value
+    density = 0.2 if options.density is None else options.density
     done = add(
         parts, options.out, options.rank, options.method,
-        density=options.density, seed=options.seed, progress=_bars(),
+        density=density, seed=options.seed, progress=_bars(),
     )  # fmt: skip
-    print(done)
+    _say(done)
     return 0
 
 
@@ -250,8 +273,8 @@ def _merge(options: argparse.Namespace) -> int:
     done = merge(options.base, options.adapter, options.out, dtype, progress=_bars())
     if options.layers:
         for layer in done.layers:
-            print(f"{layer.path}: ‖ΔW‖/‖W‖ {percent(layer.relative)}, lost {layer.lost:.1%}")
-    print(done)
+            _say(f"{layer.path}: ‖ΔW‖/‖W‖ {percent(layer.relative)}, lost {layer.lost:.1%}")
+    _say(done)
     return 0
 
 
@@ -261,7 +284,7 @@ def _extract(options: argparse.Namespace) -> int:
         options.base, options.tuned, options.out, options.rank,
         targets=options.targets, progress=_bars(),
     )  # fmt: skip
-    print(done, *said, sep="\n")
+    _say(done, *said)
     return 0
 
 
@@ -270,8 +293,20 @@ def _convert(options: argparse.Namespace) -> int:
     said = convert(
         options.source, options.out, base=options.base, alpha=options.alpha, part=options.part
     )
-    print(*said, sep="\n")
-    return 0
+    _say(*said)
+    report = inspect(options.out)
+    for finding in report.findings:  # converting mends keys and settings, and no numbers
+        if finding.level != "note":
+            _say(f"{finding.level.upper():8} {finding.text}")
+    return int(report.broken)
+
+
+def _say(*sentences: object) -> None:
+    """Print each on lines of its own that fit a terminal."""
+    for sentence in sentences:
+        print(
+            textwrap.fill(shown(str(sentence)), 100, break_long_words=False, break_on_hyphens=False)
+        )
 
 
 def _bars() -> bool:

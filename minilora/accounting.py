@@ -141,7 +141,8 @@ def merge_losses(model: nn.Module) -> dict[str, float]:
 
     The share is ‖rounded update − update‖ / ‖update‖ in Frobenius norm, about 0 in float32. In
     bfloat16, whose numbers lie 2⁻⁸ of their size apart, it comes near 1 once the entries of the
-    update are a few hundred times smaller than those of the weight.
+    update are a few hundred times smaller than those of the weight. It is a warning: what the
+    model loses by it, the loss of the merged model says (chapter 17).
 
     Raises:
         ValueError: The model has no adapter, or it is merged.

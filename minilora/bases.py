@@ -1,4 +1,4 @@
-"""A base model's folder, and which of its weights an adapter's layers mean.
+"""A base model's folder: which of its weights an adapter's layers mean, and writing another.
 
 The weights are read one at a time, and the model itself is not needed: an adapter names modules,
 a checkpoint names their weights, and the two differ at most by what they begin with
@@ -7,8 +7,11 @@ a checkpoint names their weights, and the two differ at most by what they begin 
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,15 @@ import torch
 from torch import Tensor
 
 from minilora.folder import AdapterError
-from minilora.shards import Tensors, model_tensors, row_blocks
+from minilora.shards import (
+    INDEX_FILE,
+    Entry,
+    Tensors,
+    bar,
+    model_tensors,
+    row_blocks,
+    write_tensors,
+)
 from minilora.stored import StoredAdapter, StoredLayer
 
 # Models whose layers are transformers' Conv1D, whose weight is (in, out).
@@ -108,6 +119,34 @@ def _shapes(layer: StoredLayer, name: str, shape: tuple[int, ...]) -> str:
     )
 
 
+def model_settings(folder: Path) -> dict[str, Any]:
+    """The config.json of a model's folder, or of the folder that a weights' file lies in; or {}.
+
+    Raises:
+        AdapterError: It is not valid JSON.
+    """
+    config = (folder if folder.is_dir() else folder.parent) / "config.json"
+    if not config.is_file():
+        return {}
+    try:
+        value = json.loads(config.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise AdapterError(f"{config} is not valid JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+# What PEFT calls the use of a model, by the end of its class's name. Of classifiers it would expect
+# the head in the file as well.
+TASKS = {"ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
+def named_base(folder: Path) -> dict[str, Any]:
+    """PEFT's settings that name a base: its folder, and what its class is used for."""
+    kinds = model_settings(folder).get("architectures") or [""]
+    task = next((task for end, task in TASKS.items() if str(kinds[0]).endswith(end)), None)
+    return {"base_model_name_or_path": str(folder.resolve()), "task_type": task}
+
+
 def nearest_base(folder: Path, paths: Iterable[str]) -> Base:
     """A model's folder under the names that fit most of the modules at ``paths``.
 
@@ -115,14 +154,7 @@ def nearest_base(folder: Path, paths: Iterable[str]) -> Base:
         AdapterError: No weights.
     """
     tensors = model_tensors(folder)
-    settings: dict[str, Any] = {}
-    config = (folder if folder.is_dir() else folder.parent) / "config.json"
-    if config.is_file():
-        try:
-            value = json.loads(config.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise AdapterError(f"{config} is not valid JSON: {error}") from None
-        settings = value if isinstance(value, dict) else {}
+    settings = model_settings(folder)
     paths = list(paths)
     best, most = Base(folder, settings, tensors), -1
     for head, cut in _shifts(paths, tensors):
@@ -239,3 +271,65 @@ def merged_blocks(
         new = (old + update).to(dtype)
         tally.note(old, update, new)
         yield new
+
+
+# --- writing one ---------------------------------------------------------------------------
+
+SHARD = 5 * 10**9  # bytes of weights in a file, as in the shards that models come in
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def copy_rest(base: Base, folder: Path, dtype: torch.dtype | None) -> None:
+    """Config and tokenizer files, so that the folder is a model again."""
+    if not base.folder.is_dir():
+        return
+    for file in sorted(base.folder.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.name != INDEX_FILE:
+            if file.suffix not in WEIGHTS and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, folder / file.name)
+    if dtype is not None and base.settings:
+        named = {"dtype", "torch_dtype"} & base.settings.keys() or {"torch_dtype"}
+        new = {**base.settings, **{name: str(dtype).removeprefix("torch.") for name in named}}
+        (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+
+
+def write_shards(folder: Path, entries: dict[str, Entry], shard: int, progress: bool) -> int:
+    """Write weights into files of about ``shard`` bytes, with an index; returns their bytes."""
+    shards: list[dict[str, Entry]] = [{}]
+    filled = 0
+    for name, entry in entries.items():
+        if filled and filled + entry.bytes > shard:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = entry
+        filled += entry.bytes
+    total = sum(entry.bytes for entry in entries.values())
+    where: dict[str, str] = {}
+    shown = bar(total, progress, "B")
+    for number, part in enumerate(shards, start=1):
+        name = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        where |= dict.fromkeys(part, name)
+        with (folder / name).open("xb") as file:
+            write_tensors(file, _counted(part, shown), {"format": "pt"})
+            file.flush()
+            os.fsync(file.fileno())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return sum((folder / name).stat().st_size for name in set(where.values()))
+
+
+def _counted(entries: dict[str, Entry], shown: Any) -> dict[str, Entry]:
+    def watched(entry: Entry) -> Iterator[Tensor]:
+        for block in entry.make():
+            yield block
+            shown.update(block.numel() * block.dtype.itemsize)
+
+    return {
+        name: Entry(entry.dtype, entry.shape, functools.partial(watched, entry))
+        for name, entry in entries.items()
+    }

@@ -10,11 +10,9 @@ memory passes through, and what is written appears under its name when it is who
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +20,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from minilora.bases import Base, Tally, merged_blocks, nearest_base, open_base, updated_blocks
-from minilora.folder import FLOATS, AdapterError
+from minilora.bases import (
+    SHARD,
+    Base,
+    Tally,
+    copy_rest,
+    merged_blocks,
+    named_base,
+    nearest_base,
+    open_base,
+    updated_blocks,
+    write_shards,
+)
+from minilora.folder import FLOATS, TENSOR_FILE, AdapterError
 from minilora.shards import (
-    INDEX_FILE,
     Entry,
+    Tensors,
+    bar,
     copied,
     model_tensors,
     new_folder,
     row_blocks,
     write_adapter,
-    write_tensors,
 )
 from minilora.stored import (
     EMBEDDINGS,
@@ -47,8 +55,6 @@ from minilora.stored import (
 from minilora.surgery import Change, Changes, leading
 
 Path_ = str | os.PathLike[str]
-SHARD = 5 * 10**9  # bytes of weights in a file, as in the shards that models come in
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,8 @@ def merge(
     plan = _merged_entries(found, opened, dtype)
     arrivals = plan.arrivals
     with new_folder(Path(out)) as folder:
-        _copy_rest(opened, folder, dtype)
-        size = _write_shards(folder, plan.entries, shard, progress)
+        copy_rest(opened, folder, dtype)
+        size = write_shards(folder, plan.entries, shard, progress)
     kind = str(dtype or plan.usual).removeprefix("torch.")
     return Merged(str(out), kind, tuple(arrivals), size)
 
@@ -261,61 +267,6 @@ def _replacements(found: StoredAdapter, base: Base) -> dict[str, str]:
     return replaced
 
 
-def _copy_rest(base: Base, folder: Path, dtype: torch.dtype | None) -> None:
-    """Config and tokenizer files, so that the folder is a model again."""
-    if not base.folder.is_dir():
-        return
-    for file in sorted(base.folder.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.name != INDEX_FILE:
-            if file.suffix not in WEIGHTS and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, folder / file.name)
-    if dtype is not None and base.settings:
-        named = {"dtype", "torch_dtype"} & base.settings.keys() or {"torch_dtype"}
-        new = {**base.settings, **{name: str(dtype).removeprefix("torch.") for name in named}}
-        (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_shards(folder: Path, entries: dict[str, Entry], shard: int, progress: bool) -> int:
-    shards: list[dict[str, Entry]] = [{}]
-    filled = 0
-    for name, entry in entries.items():
-        if filled and filled + entry.bytes > shard:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = entry
-        filled += entry.bytes
-    total = sum(entry.bytes for entry in entries.values())
-    where: dict[str, str] = {}
-    with tqdm(total=total, disable=not progress, unit="B", unit_scale=True) as bar:
-        for number, part in enumerate(shards, start=1):
-            name = (
-                "model.safetensors"
-                if len(shards) == 1
-                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            )
-            where |= dict.fromkeys(part, name)
-            with (folder / name).open("xb") as file:
-                write_tensors(file, _counted(part, bar), {"format": "pt"})
-                file.flush()
-                os.fsync(file.fileno())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return total
-
-
-def _counted(entries: dict[str, Entry], bar: Any) -> dict[str, Entry]:
-    def watched(entry: Entry) -> Iterator[Tensor]:
-        for block in entry.make():
-            yield block
-            bar.update(block.numel() * block.dtype.itemsize)
-
-    return {
-        name: Entry(entry.dtype, entry.shape, functools.partial(watched, entry))
-        for name, entry in entries.items()
-    }
-
-
 # --- extracting -----------------------------------------------------------------------------
 
 
@@ -356,7 +307,9 @@ def extract(
     layers: list[Change] = []
     entries: dict[str, Entry] = {}
     left: dict[str, float] = {}
-    for module in tqdm(shared, disable=not progress, unit="matrix"):
+    shown = bar(len(shared), progress, "matrix")
+    for module in shared:
+        shown.update()
         old, new = before.tensors[before.weight_of(module)], after[f"{module}.weight"]
         if old.shape != new.shape:
             left[f"{module}.weight (of another shape)"] = float("inf")
@@ -389,9 +342,10 @@ def extract(
     settings = plain_settings(
         max(ranks.values()), max(ranks.values()), ranks, dict.fromkeys(ranks, 1.0)
     )
+    settings |= named_base(Path(base))
     settings["fan_in_fan_out"] = any(map(before.is_conv1d, ranks))
     write_adapter(Path(out), settings, entries)
-    written = sum(entry.bytes for entry in entries.values())
+    written = Tensors([Path(out) / TENSOR_FILE]).bytes
     said = []
     if left:
         worst = sorted(left, key=lambda name: -left[name])[:3]

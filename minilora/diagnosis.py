@@ -104,6 +104,11 @@ def _sentence(text: str) -> str:
     return (text[:1].upper() + text[1:] if text.startswith("the ") else text).rstrip(".")
 
 
+def shown(text: str) -> str:
+    """Text for a terminal: names in a file may be anything, and what would steer it is shown."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def some(paths: Iterable[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     paths = list(paths)
@@ -252,9 +257,9 @@ def _merging(readings: Sequence[Reading]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "rounded-away",
-            f"Merged in bfloat16, more than half of the update would be rounded away in "
-            f"{len(lost)} of {len(known)} layers (up to {min(worst, 1):.0%}). Keep it unmerged, or "
-            "merge with --dtype float32.",
+            f"Merged into a base in bfloat16, more than half of the update would be rounded away "
+            f"in {len(lost)} of {len(known)} layers (up to {min(worst, 1):.0%}). Keep it unmerged, "
+            "or merge into float32 weights.",
         )
 
 
@@ -267,30 +272,24 @@ def _factor(adapter: StoredAdapter, readings: Sequence[Reading]) -> Iterator[Fin
         return
     r, alpha = adapter.config.r, adapter.config.alpha
     patterns = [n for n in ("rank_pattern", "alpha_pattern") if adapter.settings.get(n)]
-    if patterns:
-        text = ""
-    elif r == 1:
-        text = f"The update is multiplied by alpha = {alpha:g}."
-    elif adapter.config.scaling == "rslora":
-        text = (
+    if not patterns and adapter.config.scaling == "rslora" and r > 1:
+        yield Finding(
+            "note",
+            "factor",
             f"use_rslora multiplies the update by alpha / √r = {alpha / r**0.5:.3g}; a program "
-            f"that ignores that setting would make it {r**0.5:.3g} times weaker."
+            f"that ignores that setting would make it {r**0.5:.3g} times weaker.",
         )
-    else:
-        text = (
-            f"The update is multiplied by alpha / r = {alpha:g} / {r} = {alpha / r:g}. A program "
-            f"that divides by √r would make it {r**0.5:.3g} times as strong, one that reads a bare "
-            f"alpha {r} times."
-        )
-    if text:
-        yield Finding("note", "factor", text)
     scales = {reading.scale for reading in readings}
     if patterns and len(scales) > 1:
         yield Finding(
             "note",
             "patterns",
-            f"{' and '.join(patterns)} give layers different factors; a program that ignores them "
-            "computes something else. minilora resize --energy 1 writes one factor for all.",
+            "The layers have different factors, by "
+            + " and ".join(
+                [*patterns, "use_rslora"] if adapter.settings.get("use_rslora") else patterns
+            )
+            + "; a program that ignores such a setting computes something else. minilora resize "
+            "--energy 1 writes one factor for all.",
         )
 
 

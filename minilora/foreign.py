@@ -22,11 +22,12 @@ from typing import Any
 
 import safetensors
 
+from minilora.bases import named_base
 from minilora.config import LoRAConfig
 from minilora.folder import CONFIG_FILE, MOST_CONFIG, TENSOR_FILE, AdapterError, check_home
 from minilora.keys import PREFIX
 from minilora.shards import Entry, Tensors, copied, model_tensors, write_adapter
-from minilora.stored import EMBEDDINGS, UNREAD, open_adapter, own_config, plain_key, plain_settings
+from minilora.stored import EMBEDDINGS, UNREAD, own_config, plain_key, plain_settings
 from minilora.targets import unwrapped
 
 # Tensors of forms whose update is more than the product of two factors.
@@ -272,10 +273,11 @@ def convert(
         else:
             said.append(f"Left out: {name!r}, which is no factor.")
     write_adapter(out, _config(settings, ranks, scales, base, said), entries)
-    said.insert(0, f"{len(ranks)} layers of {form.name} written to {out} in PEFT's format.")
+    times = ", ".join(sorted({f"{scale:g}" for scale in scales.values()}))
+    written = f"{len(ranks)} layers of {form.name} written to {out} in PEFT's format"
+    said.insert(0, f"{written}, the update multiplied by {times}.")
     if alpha is not None and (settings or alphas or found.settings):
         said.append(f"alpha is {alpha:g} as asked, whatever the file says.")
-    said += [f"Still broken: {fault}." for fault in open_adapter(out).faults]
     return said
 
 
@@ -427,5 +429,5 @@ def _config(
         if whole and all(any(f".{p}".endswith(f".{t}") for t in named) for p in ranks):
             new["target_modules"] = sorted(named)
     if base is not None:
-        new["base_model_name_or_path"] = str(base)
+        new |= named_base(base) | ({"task_type": old} if (old := new.get("task_type")) else {})
     return new

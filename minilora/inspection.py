@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minilora.bases import Base, Tally, merged_blocks, open_base, updated_blocks
-from minilora.diagnosis import Finding, Reading, broken, findings
+from minilora.diagnosis import Finding, Reading, broken, findings, shown
 from minilora.folder import CONFIG_FILE, FLOATS, TENSOR_FILE, AdapterError, check_home
 from minilora.foreign import ForeignFile, recognise
+from minilora.shards import bar
 from minilora.stored import StoredAdapter, StoredLayer, open_adapter, singular_values
 from minilora.svd import effective_rank, rank_for_share
 
@@ -59,6 +59,15 @@ class Report:
     def broken(self) -> bool:
         return any(finding.level == "broken" for finding in self.findings)
 
+    @property
+    def verdict(self) -> str:
+        """One line: the first thing that is wrong, or that nothing is."""
+        first = self.findings[0]
+        if first.level == "note":
+            return "sound"
+        text = first.text if len(first.text) <= 70 else f"{first.text[:69]}…"
+        return f"{first.level}: {text}"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts, for JSON: NaN becomes None."""
         whole = {**asdict(self), "broken": self.broken}
@@ -80,9 +89,7 @@ class Report:
                 f"{finding.level.upper():8} {finding.text}", 100, subsequent_indent=" " * 9,
                 break_long_words=False, break_on_hyphens=False,
             )  # fmt: skip
-        # Names come from the file: what would steer a terminal is shown, and not sent to it.
-        shown = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
-        return "\n".join(shown)
+        return "\n".join(map(shown, lines))
 
 
 def inspect(
@@ -115,11 +122,14 @@ def inspect(
     except AdapterError as error:
         return _unreadable(place, error)
     opened = None if base is None else open_base(Path(base), found.layers)
-    bar = tqdm(found.layers.values(), disable=not progress, unit="layer")
-    readings = tuple(_read(found, layer, opened, intruders) for layer in bar)
+    shown_bar = bar(len(found.layers), progress, "layer")
+    readings = []
+    for layer in found.layers.values():
+        readings.append(_read(found, layer, opened, intruders))
+        shown_bar.update()
     kind = "DoRA" if found.settings.get("use_dora") else "LoRA"
     said = findings(found, readings, opened)
-    return Report(str(place), kind, _facts(found, readings), readings, tuple(said))
+    return Report(str(place), kind, _facts(found, readings), tuple(readings), tuple(said))
 
 
 def _unreadable(place: Path, error: AdapterError) -> Report:
@@ -139,11 +149,11 @@ def _unreadable(place: Path, error: AdapterError) -> Report:
         text = f"{error}; the factors are there, under PEFT's names: {other.format.advice}."
         finding = broken("other-format", text)
     else:
-        finding = Finding("warning", "other-format", f"PEFT cannot load it: this is {other}.")
+        finding = broken("other-format", f"PEFT cannot load it: this is {other}.")
     return Report(str(place), other.format.name, facts, (), (finding,))
 
 
-def _facts(found: StoredAdapter, readings: tuple[Reading, ...]) -> dict[str, Any]:
+def _facts(found: StoredAdapter, readings: Sequence[Reading]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, label in (
         ("base_model_name_or_path", "base"),
@@ -162,6 +172,11 @@ def _facts(found: StoredAdapter, readings: tuple[Reading, ...]) -> dict[str, Any
     facts["alpha"] = found.settings.get("lora_alpha", "not said")
     root = "√" if found.settings.get("use_rslora") else ""
     facts["factor"] = f"{_span(scales)} (alpha / {root}r)"
+    if len(scales) == len(ranks) == 1 and ranks[0] > 1 and not root:
+        r, usual = ranks[0], scales[0]
+        facts["factor"] += (
+            f"; read as alpha / √r {usual * r**0.5:.3g}, as a bare alpha {usual * r:g}"
+        )
     facts["layers"] = len(readings)
     facts["parameters"] = f"{sum(reading.parameters for reading in readings):,}"
     facts["bytes"] = f"{found.tensors.bytes:,}"

@@ -169,6 +169,22 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
         yield slice(first, min(rows, first + step))
 
 
+class Silent:
+    """Stands for a progress bar where none is wanted."""
+
+    def update(self, count: int = 1) -> None:
+        """Nothing to draw."""
+
+
+def bar(total: int, show: bool, unit: str) -> Any:
+    """A progress bar with ``update(count)``, on stderr."""
+    if not show:
+        return Silent()
+    from tqdm import tqdm  # which a machine that only runs the experiments need not have
+
+    return tqdm(total=total, unit=unit, unit_scale=unit == "B")
+
+
 # --- writing --------------------------------------------------------------------------------
 
 

@@ -23,10 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minilora.folder import TENSOR_FILE, AdapterError, check_home
-from minilora.shards import Entry, Tensors, copied, write_adapter
+from minilora.shards import Entry, Tensors, bar, copied, write_adapter
 from minilora.stored import (
     StoredAdapter,
     StoredLayer,
@@ -139,7 +138,9 @@ def resize(
     found.require_sound("resize")
     _check_finite(found)
     changes: list[Change] = []
-    for layer in tqdm(found.layers.values(), disable=not progress, unit="layer", desc="spectra"):
+    shown = bar(len(found.layers), progress, "layer")
+    for layer in found.layers.values():
+        shown.update()
         A, B = next(found.factors(layer.path))
         values = singular_values(A, B)
         wanted = rank if rank is not None else rank_for_share(values, energy or 1.0)
@@ -186,11 +187,11 @@ def _layer_entries(
 
     ``like`` gives an A of the layer in the file, whose type and kernel the new ones have.
     """
-    bar = tqdm(total=len(ranks), disable=not progress, unit="layer", desc="writing")
+    shown = bar(len(ranks), progress, "layer")
 
     @functools.lru_cache(maxsize=1)  # B is asked for right after A
     def pair(path: str) -> tuple[Tensor, Tensor]:
-        bar.update()
+        shown.update()
         old = like(path)
         A, B = shaped(layers[path], *make(path), old)
         return A.to(old.dtype).contiguous(), B.to(old.dtype).contiguous()

@@ -71,6 +71,17 @@ def test_several_adapters_and_no_table(tmp_path, capsys):
     code, printed, _ = run(capsys, "inspect", *places, "--brief")
     assert code == 1 and printed.count("factor: 2") == 2 and "model.layers" not in printed
     assert printed.index("It looks sound") < printed.index("B is zero")
+    assert [line.split() for line in printed.splitlines()[-2:]] == [
+        ["a", "sound"],
+        *[["b", "broken:", *line.split()[2:]] for line in printed.splitlines()[-1:]],
+    ]
+    code, printed, error = run(
+        capsys, "inspect", places[0], tmp_path / "nothing", "--json", "--brief"
+    )
+    assert code == 2 and "does not exist" in error
+    assert [sorted(one) for one in json.loads(printed)] == [
+        ["broken", "facts", "findings", "kind", "place"]
+    ]
     code, _, error = run(capsys, "inspect", *places, "--html", tmp_path / "page.html")
     assert code == 2 and "give one folder" in error
 
@@ -132,6 +143,7 @@ def test_add_reads_weights(tmp_path, capsys):
         (["{}/a=x"], "such as adapter=0.7"),
         (["{}/a=1", "{}/a=2"], "given twice"),
         (["{}/a", "--method", "ties"], "say to which rank"),
+        (["{}/a", "--method", "exact", "--density", "0.5"], "is for --method ties or dare"),
     ],
 )
 def test_add_refuses(parts, words, tmp_path, capsys):
@@ -157,12 +169,23 @@ def test_merge_and_extract(tmp_path, capsys):
     assert code == 2 and "says r = 16" in error and not (tmp_path / "n").exists()
 
 
+def test_a_name_cannot_steer_the_terminal(tmp_path, capsys):
+    odd = {k.replace("q_proj", "\x1b[2J.q_proj"): v for k, v in factors().items()}
+    where = folder(tmp_path / "a", odd)
+    printed = (
+        run(capsys, "inspect", where)[1]
+        + run(capsys, "resize", where, tmp_path / "s", "--rank", 1)[1]
+    )
+    assert "\x1b" not in printed and "\\x1b[2J" in printed
+
+
 def test_what_is_empty_is_said(tmp_path, capsys):
     idle = {k: v * ("lora_A" in k) for k, v in factors().items()}
     where = folder(tmp_path / "a", idle)
     words = ["resize", where, tmp_path / "s", "--rank", 2]
-    assert "In 8 of 8 layers the update is zero" in run(capsys, *words)[1]
-    assert "In 8 of 8 layers the update is zero" in run(capsys, "add", where, tmp_path / "t")[1]
+    for given in (words, ["add", where, tmp_path / "t"]):
+        printed = " ".join(run(capsys, *given)[1].split())
+        assert "In 8 of 8 layers the update is zero" in printed
 
 
 def test_convert_writes_a_config_that_fits(tmp_path, capsys):
@@ -179,7 +202,7 @@ def test_convert_writes_a_config_that_fits(tmp_path, capsys):
     assert code == 0 and "named 'v_proj'" in printed
     config = json.loads((tmp_path / "n" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["q_proj"]
-    assert config["base_model_name_or_path"] == str(tmp_path / "b")
+    assert config["base_model_name_or_path"] == str((tmp_path / "b").resolve())
     assert run(capsys, "inspect", tmp_path / "n")[0] == 0
 
 
@@ -188,6 +211,17 @@ def test_wrapped_keys_are_never_added_up_as_layers_of_their_own(tmp_path, capsys
     one, other = folder(tmp_path / "a"), folder(tmp_path / "b", odd)
     code, _, error = run(capsys, "add", one, other, tmp_path / "sum")
     assert code == 2 and "minilora convert" in error and not (tmp_path / "sum").exists()
+
+
+def test_convert_says_what_it_cannot_mend(tmp_path, capsys):
+    idle = {k: v * ("lora_A" in k) for k, v in factors().items()}
+    code, printed, _ = run(capsys, "convert", folder(tmp_path / "a", idle), tmp_path / "m")
+    assert code == 1 and "BROKEN   B is zero in every layer" in printed
+    lost = folder(tmp_path / "h", config=settings(modules_to_save=["head"]))
+    code, printed, _ = run(capsys, "convert", lost, tmp_path / "n")
+    assert code == 1 and "names 'head', but the file has no tensor of it" in " ".join(
+        printed.split()
+    )
 
 
 def test_convert_mends_keys(tmp_path, capsys):

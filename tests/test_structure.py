@@ -35,7 +35,7 @@ LIBRARY = [
     ),
     *("encoders", "merging", "adapt", "folder", "settings", "keys", "files", "accounting"),
     *("svd", "quantize", "serving"),
-    *("shards", "stored", "foreign", "bases", "surgery", "checkpoints"),
+    *("shards", "stored", "bases", "foreign", "surgery", "checkpoints"),
     *("diagnosis", "inspection", "pages"),
 ]
 CORE, LOADED = ["config", "layers", "adapt", "files"], LIBRARY[:18]
@@ -222,7 +222,7 @@ def test_an_import_changes_nothing_in_the_process():
     """What was asked of torch, NumPy, matplotlib and Python before holds after."""
     imports = "\n".join(f"import {name}" for name in MODULES if not name.endswith("__main__"))
     # Packages of others have filters of their own, which come with their import.
-    others = "import joblib, scipy.stats, safetensors.torch, matplotlib.pyplot, PIL.Image\n"
+    others = "import joblib, scipy.stats, safetensors.torch, matplotlib.pyplot, PIL.Image, sympy\n"
     code = others + STATE + imports + "\nprint(json.dumps([before, state()], default=repr))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
