@@ -54,14 +54,14 @@ gpu-check: ## on a machine with a CUDA card, are the numbers right there? a minu
 	@py=$(PY); [ -x "$$py" ] || py=python3; PYTHONPATH=. "$$py" tests/gpu/gpu_check.py
 
 format: env ## put code and notebooks into the house format, strip outputs
-	$(PY) -m nbstripout --keep-id notebooks/*.ipynb
+	$(PY) -m nbstripout --keep-id notebooks/*.ipynb book/*.ipynb
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 lint: env ## what the checks on a push look at: format, style, stripped outputs, types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb
+	$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb book/*.ipynb
 	$(PY) -m mypy
 
 clean: ## remove the built site and the executed notebooks; keeps .venv

@@ -52,6 +52,11 @@ def execution_key(root: Path, python: str | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
+def notebooks(root: Path) -> list[Path]:
+    """The chapters, and those pages of book/ that are notebooks."""
+    return sorted([*(root / "notebooks").glob("*.ipynb"), *(root / "book").glob("*.ipynb")])
+
+
 def has_code(notebook: Path) -> bool:
     """Whether a notebook has a cell to execute; the unwritten chapters have none."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -119,7 +124,7 @@ def _configure(app, config):
         *config.nb_execution_excludepatterns,
         *(
             path.relative_to(ROOT).as_posix()
-            for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+            for path in notebooks(ROOT)
             if not has_code(path) or (only and path.stem != Path(only).name)
         ),
     ]

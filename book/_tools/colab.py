@@ -303,16 +303,17 @@ def write_plain(
     known: Lookups,
     source: str | None,
     change: Callable[[dict], dict] = lambda notebook: notebook,
+    where: str = "notebooks",
 ) -> int:
-    """Write every chapter into ``folder``; how many. ``change`` gets the notebook first.
+    """Write every notebook of ``where`` into ``folder``; how many. ``change`` gets it first.
 
     Raises:
         ValueError: A chapter refers to what the last build does not know; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    paths = sorted((ROOT / where).glob("*.ipynb"))
     for path in paths:
-        glued = build / "_build" / "jupyter_execute" / "notebooks" / f"{path.stem}.glue.json"
+        glued = build / "_build" / "jupyter_execute" / where / f"{path.stem}.glue.json"
         stored = json.loads(glued.read_text(encoding="utf-8")) if glued.exists() else {}
         known.glued = glued_values(stored)
         notebook = change(json.loads(path.read_text(encoding="utf-8")))
@@ -336,9 +337,11 @@ def main() -> int:
 
     known = lookups_of_site(options.build, options.site)
     source = f"git+https://github.com/{options.repository}@{options.commit}"
-    folder = options.out / "notebooks"
+    written = 0
     try:
-        written = write_plain(options.build, folder, known, source)
+        for where in ("notebooks", "book"):  # the paths that the site's buttons open
+            folder = options.out / where
+            written += write_plain(options.build, folder, known, source, where=where)
     except ValueError as problem:
         print(problem, file=sys.stderr)
         return 1
@@ -348,7 +351,7 @@ def main() -> int:
         "replaces them.\n",
         encoding="utf-8",
     )
-    print(f"{written} notebooks in {folder}")
+    print(f"{written} notebooks in {options.out}")
     return 0
 
 

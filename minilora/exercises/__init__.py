@@ -101,3 +101,27 @@ from minilora.exercises.ch15 import (
     check_loftq_start,
     check_round_block,
 )
+from minilora.exercises.ch16 import (
+    check_best_start,
+    check_equal_sizes,
+    check_pissa_rate,
+    check_score_gap,
+)
+from minilora.exercises.ch17 import (
+    check_merged_weights,
+    check_room_on_card,
+    check_summed_chance,
+    check_ties,
+)
+from minilora.exercises.ch18 import (
+    check_bytes_sent,
+    check_cut_factors,
+    check_hiding_tokens,
+    check_part_weights,
+)
+from minilora.exercises.ch19 import (
+    check_disguise,
+    check_flat_rank,
+    check_least_episodes,
+    check_true_alarms,
+)

@@ -27,6 +27,10 @@ NAMES = (
     "language",
     "images",
     "quantized",
+    "family",
+    "mixing",
+    "traffic",
+    "limits",
 )
 
 __all__ = [

@@ -31,6 +31,10 @@ ORDER = (
     "language",
     "images",
     "quantized",
+    "family",
+    "mixing",
+    "traffic",
+    "limits",
 )
 WAITS = ("memory", "sweeps")
 

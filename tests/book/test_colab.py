@@ -134,7 +134,10 @@ def test_glued_values_are_read_as_numbers_or_text():
     assert colab.glued_values(stored) == {"a": 0.25, "b": 1.5, "c": "seven", "d": "<Figure>"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "book").glob("*.ipynb")])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_chapter_can_be_written_plainly(path):
     """With numbers made up: what must hold is that no role or directive is left over."""
 

@@ -8,6 +8,7 @@ the pages draw from them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from minilora.experiments import load_recording, rates
+from minilora.experiments import load_recording, mixing, rates
 from minilora.experiments.bases.reading import differences
 from minilora.experiments.docstrings import over_files
 from minilora.experiments.images.reading import ahead as picture_lead
@@ -29,6 +30,9 @@ from minilora.experiments.language import MATRICES
 from minilora.experiments.language import PROFILES as LANGUAGE_PROFILES
 from minilora.experiments.language import bits as stored_bits
 from minilora.experiments.language import results as language_results
+from minilora.experiments.limits import reading as limits_reading
+from minilora.experiments.limits.capacity import stored
+from minilora.experiments.mixing import collusion, rounding
 from minilora.experiments.recording import Recording, Row, read_recording
 from minilora.experiments.summaries import (
     paired,
@@ -38,10 +42,12 @@ from minilora.experiments.summaries import (
     t_interval,
     tuning_curve,
 )
+from minilora.experiments.traffic import ARMS
 from minilora.experiments.tuning import best_rate, single_choices
 from minilora.lab import anatomy
 from minilora.lab import language as lm
 from minilora.lab.counting import Counted
+from minilora.lab.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "build" / "runs"
@@ -1617,6 +1623,356 @@ CONCLUSIONS += [
         "lie in layers that are never called",
         (),
         lambda: 0.25 < reached("WavLM", "idle") < 0.45,
+    ),
+]
+
+
+# Chapter 17
+def mixing_run() -> Recording:
+    run = load_recording("mixing", "laptop")
+    assert run is not None
+    return run
+
+
+def bits_behind_sum(arm: str):
+    """An arm − the plain sum of two adapters, in nats a byte, over the draws."""
+    run = mixing_run()
+    return paired(run, arm, "sum", "log_loss", run.rows[0].labels)
+
+
+def of_strength(words: str) -> float:
+    """Bits a byte of validation text with the sum at a strength."""
+    rows = [r for r in mixing_run().rows if (r.stage, r.arm, r.setting) == ("tune", "sum", words)]
+    return float(np.mean([row.log_loss for row in rows])) / np.log(2)
+
+
+@functools.cache
+def collusion_chances() -> list[float]:
+    """Of the word, with the base, each adapter of the toy, and their sum."""
+    halves = collusion.collude()
+    both = lm.pretrained_gpt()
+    with torch.no_grad():
+        for half in halves:
+            for path, update in rounding.updates(half).items():
+                both.get_parameter(path).add_(update)
+    ids = collusion.prompts("validation", 64)
+    return [collusion.check(model, ids) for model in (lm.pretrained_gpt(), *halves, both)]
+
+
+@functools.cache
+def small_update_merged() -> dict[str, float]:
+    """{way: share of the gain that arrives}, of the page's adapter at a five-hundredth strength."""
+    base, x = lm.pretrained_gpt(), lm.text("prose", "test").windows()
+    change = rounding.updates(mixing.train("prose", 0.016, 0))
+    pair = tuple(part[:24] for part in x)
+    gain = rounding.gains(base, change, [0.002], pair)[0.002]
+    return {way: gain[way] / gain["beside"] for way in rounding.WAYS}
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "17_shipping",
+        "The plain sum comes first",
+        (),
+        lambda: all(
+            bits_behind_sum(arm).low > 0 for arm in ("TIES", "DARE", "mean of the factors")
+        ),
+    ),
+    Conclusion(
+        "17_shipping",
+        "both chose the largest share of entries that was offered",
+        (),
+        lambda: all(
+            mixing.best_settings(mixing_run())[rule.name][1] == max(rule.densities)
+            for rule in mixing.RULES
+            if len(rule.densities) > 1
+        ),
+    ),
+    Conclusion(
+        "17_shipping",
+        "Training on both is",
+        (),
+        lambda: bits_behind_sum("trained on both").high < -0.1,
+    ),
+    Conclusion(
+        "17_shipping",
+        "Larger than the distances between the rules is that between weights",
+        (),
+        lambda: (
+            of_strength("× 1") - of_strength("× 0.6")
+            > bits_behind_sum("mean of the factors").high / np.log(2)
+        ),
+    ),
+    Conclusion(
+        "17_shipping",
+        "a margin on single adapters is of little help",
+        (),
+        lambda: max(collusion_chances()[:3]) < collusion.LIMIT / 2 and collusion_chances()[3] > 0.5,
+    ),
+    Conclusion(
+        "17_shipping",
+        "By its norm this is the worse way. The model says the contrary",
+        (),
+        lambda: (
+            small_update_merged()["rounded once"] > 0.85
+            and small_update_merged()["rounded before"] < 0.8
+        ),
+    ),
+]
+
+
+def sent(run: Recording, arm: str, n: int = 2) -> list[float]:
+    """Counted over predicted, for each look at what a process sends; none where Linux is not."""
+    looks = [q for q in run.quantities if (q.what, q.arm, q.size) == ("sent", arm, n)]
+    return [q.measured / (q.predicted or 0) for q in looks]
+
+
+def exchanged(run: Recording, arm: str) -> dict[str, float]:
+    """The bytes that PyTorch hands over in a step, by exchange."""
+    wanted = ("summed", "gathered", "scattered")
+    return {what: quantities(run, what, arm, 2)[0].measured for what in wanted}
+
+
+def sent_in_a_ring(run: Recording, arm: str) -> float:
+    """What each of two processes sends, from the bytes that were handed over."""
+    return Traffic(**{what: int(size) for what, size in exchanged(run, arm).items()}).sent(2)
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "18_many_gpus",
+        "What is handed over is what was predicted, to the byte",
+        ("traffic",),
+        lambda run: all(
+            q.measured == q.predicted
+            for q in run.quantities
+            if q.what in ("summed", "gathered", "scattered")
+        ),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "the diamonds lie where the vertical lines are",
+        ("traffic",),
+        lambda run: all(0.98 < one < 1.05 for arm in ARMS for one in sent(run, arm.name)),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "With DDP an adapter of rank 16 sends a seventh of what everything sends",
+        ("traffic",),
+        lambda run: (
+            6.5
+            < exchanged(run, "DDP, everything")["summed"]
+            / exchanged(run, "DDP, LoRA r=16")["summed"]
+            < 7.5
+        ),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "the adapter still sends",
+        ("traffic",),
+        lambda run: (
+            2 / 3
+            < sent_in_a_ring(run, "FSDP, LoRA r=16") / sent_in_a_ring(run, "FSDP, everything")
+            < 0.85
+        ),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "From two to eight processes what each sends grows as the ring's factor does",
+        (),
+        lambda: all(
+            0.98 < one < 1.05
+            for arm in ("DDP, LoRA r=16", "FSDP, LoRA r=16")
+            for n in (2, 4, 8)
+            for one in sent(load_recording("traffic", "laptop"), arm, n)
+        ),
+    ),
+]
+
+
+def on_limits(arm: str, field: str = "log_loss") -> float:
+    """A mean over the tested draws of chapter 19's recording."""
+    return limits_reading.mean(load_recording("limits", "laptop"), arm, field)
+
+
+def facts_known(count: int, way: str) -> float:
+    return on_limits(f"{count} facts, {way}", "accuracy")
+
+
+def facts_stored(count: int, r: int) -> float:
+    """Bits a number."""
+    return stored(on_limits(f"{count} facts, r={r}"), count, 32) / (64 * r)
+
+
+def taught(task: str, teacher: str, numbers: str) -> float:
+    return on_limits(f"{task} by {teacher}, {numbers}", "accuracy")
+
+
+def limits_gap(a: str, b: str) -> tuple[float, float, float]:
+    """a − b in log loss: mean, low, high."""
+    return limits_reading.behind(load_recording("limits", "laptop"), a, b)
+
+
+def alarms(kind: str, longer: bool = False) -> float:
+    """The share of a kind of adapters at which chapter 19's detector raises an alarm.
+
+    With ``longer`` it has seen clean ones that were trained for longer, too.
+    """
+    run = load_recording("limits", "laptop")
+    clean, poisoned, asked = (limits_reading.noted(run, one) for one in ("clean", "poisoned", kind))
+    also = [limits_reading.noted(run, "clean, longer")] if longer else []
+    odds = limits_reading.left_out(clean, poisoned, [asked], also)
+    return float((odds[kind] > 0).mean())
+
+
+def trigger_works(kind: str) -> float:
+    return float(limits_reading.noted(load_recording("limits", "laptop"), kind).called.mean())
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "19_limits",
+        "The limit lies between, where",
+        (),
+        lambda: (
+            facts_known(32, "r=2") > 0.98
+            and facts_known(128, "r=8") > 0.98
+            and facts_known(32, "r=1") < 0.4
+            and facts_known(128, "r=4") < 0.9
+            and facts_known(512, "whole") < 0.5
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "the facts spoil each other",
+        (),
+        lambda: facts_stored(128, 4) > 1.5 * facts_stored(512, 4),
+    ),
+    Conclusion(
+        "19_limits",
+        "That failure is not LoRA's",
+        (),
+        lambda: 0 < facts_known(512, "whole") - facts_known(512, "r=16") < 0.1,
+    ),
+    Conclusion(
+        "19_limits",
+        "The report is confirmed at this size: the spectra do tell",
+        (),
+        lambda: alarms("poisoned") > 0.9 and alarms("clean") < 0.1,
+    ),
+    Conclusion(
+        "19_limits",
+        "And a harmless dot, beside right answers, raises an alarm at",
+        (),
+        lambda: alarms("dotted") < 0.1,
+    ),
+    Conclusion(
+        "19_limits",
+        "What it had found is that poisoned adapters have *moved further*",
+        (),
+        lambda: alarms("clean, longer") > 0.9,
+    ),
+    Conclusion(
+        "19_limits",
+        "so that the spectra hold more than the size",
+        (),
+        lambda: (
+            alarms("poisoned", longer=True) > 0.7 and alarms("clean, longer", longer=True) < 0.2
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "more than before any disguise, since it was trained on",
+        (),
+        lambda: (
+            trigger_works("in disguise") > trigger_works("poisoned")
+            and alarms("in disguise") == alarms("disguised") < 0.1
+            and trigger_works("disguised") < 0.5 * trigger_works("poisoned")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "A handful moves a choice, a hundred numbers make most of it",
+        (),
+        lambda: all(
+            taught("pick", teacher, "13 numbers") > on_limits("pick, untaught", "accuracy") + 0.15
+            and taught("pick", teacher, "128 numbers") > 0.85 * taught("pick", teacher, "LoRA")
+            for teacher in ("reward", "answers")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "the *teacher makes little difference*, three points at most",
+        (),
+        lambda: all(
+            abs(taught("pick", "reward", n) - taught("pick", "answers", n)) < 0.035
+            for n in ("13 numbers", "128 numbers", "LoRA")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "bring little more than guessing, a tenth, by either teacher, and 128 a quarter",
+        (),
+        lambda: all(
+            taught("table", teacher, "13 numbers") < 0.18
+            and 0.2 < taught("table", teacher, "128 numbers") < 0.3
+            for teacher in ("reward", "answers")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "Here the teacher matters",
+        (),
+        lambda: taught("table", "answers", "LoRA") > taught("table", "reward", "LoRA") + 0.1,
+    ),
+    Conclusion(
+        "19_limits",
+        "thirteen random directions leave more than half of the way to go",
+        (),
+        lambda: all(
+            taught("pick", teacher, "LoRA") - taught("pick", teacher, "13 numbers")
+            > taught("pick", teacher, "13 numbers") - on_limits("pick, untaught", "accuracy")
+            for teacher in ("reward", "answers")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "But the distance between LoRA and full fine-tuning does not grow here",
+        (),
+        lambda: all(
+            limits_gap(f"batch 16, r={r}", "batch 16, full")[0] > 0.04
+            and limits_gap(f"batch 256, r={r}", "batch 256, full")[0]
+            < limits_gap(f"batch 16, r={r}", "batch 16, full")[0]
+            for r in (4, 48)
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "And rank does help, at every size",
+        (),
+        lambda: all(
+            on_limits(f"batch {size}, r=48") < on_limits(f"batch {size}, r=4") - 0.03
+            for size in (16, 64, 256)
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "Each step in rank brings something",
+        (),
+        lambda: (
+            limits_gap("16 tokens, r=4", "16 tokens, r=1")[2] < 0
+            and limits_gap("16 tokens, r=16", "16 tokens, r=4")[2] < 0
+            and on_limits("16 tokens, whole") < on_limits("16 tokens, r=16") - 0.05
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "With all tokens in the ring training whole fails as well",
+        (),
+        lambda: (
+            on_limits("1024 tokens, whole") > 4.5
+            and abs(limits_gap("1024 tokens, r=16", "1024 tokens, whole")[0]) < 0.3
+        ),
     ),
 ]
 

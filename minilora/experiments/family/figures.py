@@ -1,0 +1,183 @@
+"""The figures of chapter 16, drawn from the raw rows of the family experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import ConnectionPatch, Rectangle
+
+from minilora.experiments.family.alignment import Turning
+from minilora.experiments.family.experiment import LENDER, alpha_arm
+from minilora.experiments.family.methods import kind_of
+from minilora.experiments.family.reading import Standing
+from minilora.experiments.recording import Recording, Row
+from minilora.experiments.summaries import final_rows
+from minilora.experiments.tuning import best_rate, by_rate, mean_loss
+from minilora.lab.plotting import COLORS, MARKERS, PALE, LineStyle, label_line
+
+
+def draw_ladders(
+    ax: Axes, rows: Sequence[Row], methods: Sequence[str], labels: int, worst: float
+) -> None:
+    """Validation loss by method (down) and rate (across); the darker, the lower.
+
+    Framed is the best rate of each method, and the line is at the lender's. A loss above ``worst``
+    is white, and so is a run that was lost. Loss in brackets is that of fewer draws.
+    """
+    tried = {name: by_rate(rows, name, labels) for name in methods}
+    rates = sorted({rate for of in tried.values() for rate in of})
+    means = {
+        name: {rate: mean_loss(runs) for rate, runs in of.items()} for name, of in tried.items()
+    }
+    low = min(loss for of in means.values() for loss in of.values())
+    for i, name in enumerate(methods):
+        best, most = best_rate(rows, name, labels), max(map(len, tried[name].values()))
+        for rate, loss in means[name].items():
+            j = rates.index(rate)
+            shade = np.clip(np.log(loss / low) / np.log(worst / low), 0, 1)
+            color = (1 - 0.85 * (1 - shade), 1 - 0.5 * (1 - shade), 1 - 0.25 * (1 - shade))
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=color, edgecolor="white"))
+            words = "–" if not np.isfinite(loss) else f"{loss:.2f}"
+            words = words if len(tried[name][rate]) == most else f"({words})"
+            ax.text(j, i, words, ha="center", va="center", fontsize=8)
+            if rate == best:
+                ax.add_patch(
+                    Rectangle(
+                        (j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=2.2, ec=COLORS["full"]
+                    )
+                )
+    lent = rates.index(best_rate(rows, LENDER, labels))
+    ax.axvline(lent - 0.5, color=PALE, linewidth=1)
+    ax.axvline(lent + 0.5, color=PALE, linewidth=1)
+    ax.set(xlim=(-0.5, len(rates) - 0.5), ylim=(len(methods) - 0.5, -0.5), xlabel="learning rate")
+    ax.set_xticks(range(len(rates)), labels=[f"{rate:.3g}" for rate in rates], rotation=45)
+    ax.set_yticks(range(len(methods)), labels=methods)
+    ax.grid(False)
+
+
+def draw_orders(
+    axes: Sequence[Axes],
+    borrowed: Sequence[Standing],
+    own: Sequence[Standing],
+    floor: float,
+    seconds: Mapping[str, float],
+    unit: float = 100,
+) -> None:
+    """Two orders side by side, best on top, with a line from a method's place to its other place.
+
+    Small marks are draws, large ones their means, and bars the means in ``seconds``, {method: mean
+    at the rate that came second}. A mean below ``floor`` is written at the edge,
+    where it lies off the axis (accuracy).
+    """
+    places = {one.method: i for i, one in enumerate(own)}
+    for ax, standings in zip(axes, (borrowed, own), strict=True):
+        for i, one in enumerate(standings):
+            color, marker = COLORS[one.kind], MARKERS[one.kind]
+            values = [unit * v for v in one.values if np.isfinite(v) and v >= floor]
+            ax.plot(values, [i] * len(values), ".", color=color, alpha=0.5, ms=4)
+            if np.isfinite(one.mean) and one.mean >= floor:
+                filled = color if one.method == LENDER else "white"
+                ax.plot(unit * one.mean, i, marker, color=color, mfc=filled, ms=6.5)
+            else:
+                words = "lost" if np.isnan(one.mean) else f"{unit * one.mean:.0f}"
+                label_line(ax, (unit * floor, i), f"◂ {words}", color=color, offset=(4, 0))
+        ax.set(ylim=(len(own) - 0.5, -0.5))
+        names = [one.method for one in standings]
+        ax.set_yticks(range(len(names)), labels=names)
+        ax.tick_params(axis="y", length=0)
+    axes[1].yaxis.tick_right()
+    for i, one in enumerate(own):
+        if seconds.get(one.method, np.nan) >= floor:
+            mean = unit * seconds[one.method]
+            axes[1].plot(mean, i, "|", color=COLORS[one.kind], ms=13, mew=1.8)
+    for i, one in enumerate(borrowed):
+        j = places[one.method]
+        strong = one.method == LENDER
+        line = ConnectionPatch(
+            (1.0, i),
+            (0.0, j),
+            coordsA=axes[0].get_yaxis_transform(),
+            coordsB=axes[1].get_yaxis_transform(),
+            color=COLORS[one.kind],
+            linewidth=2.4 if strong else 1.0,
+            alpha=1.0 if strong else 0.7,
+        )
+        axes[0].figure.add_artist(line)
+
+
+def draw_batches(
+    ax: Axes, recording: Recording, arms: Mapping[str, Mapping[int, str]], unit: float = 100
+) -> None:
+    """Test accuracy against the batch size, of {method: {size: arm}}; each at its own rate."""
+    styles: dict[str, LineStyle] = {"PiSSA": "--"}
+    for k, (method, of) in enumerate(arms.items()):
+        color, marker = COLORS[kind_of(method)], MARKERS[kind_of(method)]
+        spread = 1.06 ** (k - 1)  # beside each other, not on each other
+        sizes = sorted(of)
+        means = []
+        for size in sizes:
+            values = [unit * (row.accuracy or np.nan) for row in final_rows(recording, of[size])]
+            ax.plot([size * spread] * len(values), values, ".", color=color, alpha=0.5, ms=4)
+            means.append(np.mean(values))
+        (line,) = ax.plot(
+            [size * spread for size in sizes],
+            means,
+            marker,
+            color=color,
+            linestyle=styles.get(method, "-"),
+            mfc="white" if method == "PiSSA" else color,
+        )
+        label_line(ax, line, method)
+    ax.set_xscale("log")
+    sizes = sorted({size for of in arms.values() for size in of})
+    ax.set_xticks(sizes, labels=[str(size) for size in sizes])
+    ax.minorticks_off()
+    ax.set(xlabel="pictures in a batch (as many in all)", ylabel="test accuracy (%)")
+
+
+def draw_alpha(
+    ax: Axes, recording: Recording, factors: Sequence[float], epsilons: Sequence[float]
+) -> None:
+    """Validation loss against the factor on α (circles) and on B's rate (crosses), for each ε."""
+    styles: tuple[LineStyle, ...] = ("-", "--", ":")
+    for eps, style in zip(epsilons, styles, strict=False):
+        for what, marker, color in (("α", "o", COLORS["lora"]), ("B's rate", "x", COLORS["full"])):
+            means = []
+            for k in factors:
+                (runs,) = by_rate(recording.rows, alpha_arm(what, k, eps)).values()
+                means.append(mean_loss(runs))
+            (line,) = ax.plot(factors, means, marker, linestyle=style, color=color, mfc="none")
+            if what == "α":
+                label_line(ax, line, f"ε = {eps:g}", color=COLORS["theory"])
+    ax.set_xscale("log", base=4)
+    ax.set_xticks(factors, labels=[f"{k:g}" if k >= 1 else f"1/{1 / k:g}" for k in factors])
+    ax.minorticks_off()
+    ax.set(xlabel="α, or the rate of B, multiplied by", ylabel="validation log loss (nats)")
+
+
+def draw_turning(
+    axes: Sequence[Axes], seen: Mapping[str, Turning], gradient: float, chance: float
+) -> None:
+    """The shares of B and of A in the gradient's leading directions, and the loss, by steps.
+
+    ``gradient`` is the share of the gradient itself, and ``chance`` that of a random matrix.
+    """
+    styles: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
+    for ax, what in zip(axes, ("B", "A", "loss"), strict=True):
+        scale = 1 if what == "loss" else 100
+        for (name, one), style in zip(seen.items(), styles, strict=False):
+            values = [scale * value for value in getattr(one, what)]
+            (line,) = ax.plot(one.steps, values, linestyle=style, color=COLORS["lora"])
+            if what != "loss":  # where the lines end in one place
+                label_line(ax, line, name, color=COLORS["lora"])
+        ax.set(xlabel="steps of gradient descent", title=f"factor {what}")
+        ax.set_ylim(0, 105 if what != "loss" else None)
+    axes[0].set_ylabel("in the leading directions (%)")
+    axes[2].set(title="training loss", ylabel="nats")
+    last = max(one.steps[-1] for one in seen.values())
+    for ax, level in ((axes[0], gradient), (axes[1], chance)):
+        ax.axhline(100 * level, color=PALE, linewidth=1)
+    label_line(axes[0], (last, 100 * gradient), "G itself")
+    label_line(axes[1], (last / 2, 100 * chance), "by chance", offset=(0, -9))

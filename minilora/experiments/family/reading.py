@@ -1,0 +1,127 @@
+"""What a recording of the family experiment says: orders, and how far they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from minilora.experiments.family.experiment import borrowed, second
+from minilora.experiments.family.methods import kind_of
+from minilora.experiments.recording import Recording
+from minilora.experiments.summaries import final_rows, paired, t_interval
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method's place: what its draws reached, in the order of the draws; nan for a lost run."""
+
+    method: str
+    kind: str
+    rate: float
+    parameters: int
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """nan if a run was lost."""
+        return float(np.mean(self.values))
+
+
+def arm_at(method: str, at: str) -> str:
+    """The name of a method's rows at its "own", the "borrowed" or its "second" rate."""
+    names = {"own": method, "borrowed": borrowed(method), "second": second(method)}
+    if at not in names:
+        raise ValueError(f"at must be one of {', '.join(names)}, but is {at!r}")
+    return names[at]
+
+
+def standing(
+    recording: Recording, method: str, at: str = "own", metric: str = "accuracy", labels: int = 500
+) -> Standing:
+    """A method at its "own" rate, at the "borrowed" one, or at its own "second" one."""
+    rows = final_rows(recording, arm_at(method, at), labels)
+    values = [getattr(row, metric) for row in rows]
+    return Standing(
+        method,
+        kind_of(method),
+        rows[0].lr or 0.0,
+        rows[0].parameters or 0,
+        tuple(float("nan") if value is None else value for value in values),
+    )
+
+
+def order(
+    recording: Recording,
+    methods: Sequence[str],
+    at: str = "own",
+    metric: str = "accuracy",
+    labels: int = 500,
+) -> list[Standing]:
+    """The methods, the best first: the highest accuracy, or the lowest log loss."""
+    sign = -1 if metric == "accuracy" else 1
+    found = [standing(recording, name, at, metric, labels) for name in methods]
+    return sorted(found, key=lambda one: (np.isnan(one.mean), sign * one.mean))
+
+
+def agreement(first: Sequence[Standing], second: Sequence[Standing]) -> float:
+    """The rank correlation (Spearman's) of two orders of the same methods, from −1 to 1."""
+    places = [{one.method: i for i, one in enumerate(which)} for which in (first, second)]
+    a, b = zip(*[(places[0][name], places[1][name]) for name in places[0]], strict=True)
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def told_apart(
+    recording: Recording,
+    methods: Sequence[str],
+    metric: str = "accuracy",
+    labels: int = 500,
+    at: str = "own",
+) -> list[tuple[str, str]]:
+    """The pairs of methods whose difference over the draws has a 95% interval without zero."""
+    name = {method: arm_at(method, at) for method in methods}
+    return [
+        (a, b)
+        for a, b in combinations(methods, 2)
+        if paired(recording, name[a], name[b], metric, labels).detectable
+    ]
+
+
+def halves_agree(
+    recording: Recording, methods: Sequence[str], metric: str = "accuracy", labels: int = 500
+) -> list[float]:
+    """The rank correlations of the order by two draws with the order by the others.
+
+    One number for each way to take two draws: how far the order is repeated by other draws.
+    """
+    found = {name: standing(recording, name, "own", metric, labels) for name in methods}
+    draws = range(len(next(iter(found.values())).values))
+    sign = -1 if metric == "accuracy" else 1
+    numbers = []
+    for two in combinations(draws, 2):
+        rest = [draw for draw in draws if draw not in two]
+        ranks = []
+        for which in (two, rest):
+            means = [sign * np.mean([found[name].values[i] for i in which]) for name in methods]
+            ranks.append(np.argsort(np.argsort(means)))
+        numbers.append(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
+    return numbers
+
+
+def over_topics(
+    recording: Recording, a: str, b: str, labels: int, metric: str = "log_loss"
+) -> tuple[float, float, float]:
+    """a − b over the test topics, each averaged over the draws: mean and 95% t-interval."""
+    of: list[dict[str, float]] = []
+    for arm in (a, b):
+        rows: dict[str, list[float]] = {}
+        for row in recording.rows:
+            name, _, topic = row.arm.rpartition(", topic ")
+            if (name, row.labels, row.kind) == (arm, labels, "aside"):
+                rows.setdefault(topic, []).append(getattr(row, metric))
+        of.append({topic: float(np.mean(values)) for topic, values in rows.items()})
+    if not of[0] or of[0].keys() != of[1].keys():
+        raise ValueError(f"{a!r} and {b!r} have no topics in common with {labels} labels")
+    return t_interval([of[0][topic] - of[1][topic] for topic in of[0]])
