@@ -41,7 +41,7 @@ class Reading:
         norm: ‖ΔW‖ in Frobenius norm; NaN where the factors hold NaN or infinity.
         effective: The effective rank of ΔW. ``r90``, ``r99``: how many directions hold that share
             of its sum of squares. ``values``: its singular values, of all experts together.
-        rms_A, rms_B: Root mean squares of the factors' numbers.
+        rms_A: Root mean square of A's numbers. ``rms_B``: of B's.
         weight_norm: ‖W₀‖, where the base was given. ``lost_in_bf16``: share of ΔW that is rounded
             away when it is merged in bfloat16.
         intruders: Of the ten leading directions, how many the base has not; and

@@ -42,7 +42,7 @@ class Format:
 
     Attributes:
         name: The program's name. ``advice``: what to do with such a file.
-        down, up: Patterns of the keys of A and B; their group ``path`` is the module.
+        down: Pattern of the keys of A, and ``up``: of B; their group ``path`` is the module.
         turned: Whether the factors lie as A (in, r) and B (r, out).
         convertible: Whether ``convert`` is certain of what the numbers mean.
     """

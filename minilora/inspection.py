@@ -61,7 +61,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: the first thing that is wrong, or that nothing is."""
+        """The first thing that is wrong, in a line, or that nothing is."""
         first = self.findings[0]
         if first.level == "note":
             return "sound"

@@ -47,7 +47,7 @@ class Change:
     """What became of one layer.
 
     Attributes:
-        before, after: Its rank.
+        before: Its rank. ``after``: its rank in what is written.
         kept: Share of the sum of squares of the update that was to be written, and was.
         dropped: Share of the entries that TIES or DARE set to zero; 0 otherwise.
         empty: Whether the update is zero.
@@ -254,9 +254,9 @@ def add(
         method: ``"exact"``, Σ weight · ΔW. ``"ties"``: of each weighted update the ``density``
             largest entries stay; where signs differ, those stay whose sign weighs more; what is
             left is averaged, entry by entry, over the adapters that are left there, and
-            multiplied by Σ |weight|: weights that sum to 1 are the paper's λ = 1. ``"dare"``: each
-            entry stays with probability ``density`` and is divided by it, and then they are added.
-            Both work on whole matrices and need a rank.
+            multiplied by the sum of the weights' sizes: weights that sum to 1 are the paper's
+            λ = 1. ``"dare"``: each entry stays with probability ``density`` and is divided by it,
+            and then they are added. Both work on whole matrices and need a rank.
         density: Share of the entries that stay. ``seed``: of DARE's choice.
         progress: Show a bar.
 
@@ -415,8 +415,8 @@ def ties(updates: Tensor, weights: Tensor, density: float) -> tuple[Tensor, floa
     Returns:
         The sum (out, in), and the share of all entries that were dropped, by size or by sign.
 
-    Each entry is the mean over the updates that agree, times the sum of |weights|, so that n equal
-    adapters of weights that sum to 1 give that adapter, trimmed.
+    Each entry is the mean over the updates that agree, times the sum of the weights' sizes, so
+    that n equal adapters of weights that sum to 1 give that adapter, trimmed.
     """
     count = max(1, round(density * updates[0].numel()))
     trimmed = torch.zeros_like(updates)

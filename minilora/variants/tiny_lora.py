@@ -115,12 +115,12 @@ class TinyLoRALayer(LoRALayer):
 
     @property
     def A(self) -> Tensor:  # type: ignore[override]
-        """(r, in): the leading right singular vectors of W₀."""
+        """The leading right singular vectors of W₀, of shape (r, in)."""
         return self.narrow
 
     @property
     def B(self) -> Tensor:  # type: ignore[override]
-        """(out, r): U Σ R."""
+        """U Σ R, of shape (out, r)."""
         return self.wide @ torch.tensordot(self.shared.v, self.P, dims=1)
 
     @staticmethod
