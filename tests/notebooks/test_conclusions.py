@@ -1711,7 +1711,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "17_shipping",
-        "By its norm this is the worse way. The model says the contrary",
+        "By this measure rounding once is the worse way. The model says the contrary",
         (),
         lambda: (
             small_update_merged()["rounded once"] > 0.85
