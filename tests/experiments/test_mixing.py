@@ -188,11 +188,14 @@ def test_layers_and_gains_of_an_update(pair) -> None:
     weight = base.get_parameter(path).detach()
     assert layers[0].relative == pytest.approx(float(update.norm() / weight.norm()), rel=1e-5)
     assert all(0 < layer.lost < 1 and 0.9 < layer.along < 1.1 for layer in layers)
+    # About 0.05% of the weights, whatever the few steps of the fixture have made of the update:
+    # so much that the noise of rounding averages out, so little that most entries vanish.
+    strength = 5e-4 / float(np.median([layer.relative for layer in layers]))
     small = {
-        way: np.mean([la.along for la in rounding.by_layer(base, change, 1e-3, way)])
+        way: np.mean([la.along for la in rounding.by_layer(base, change, strength, way)])
         for way in rounding.WAYS
     }
-    assert small["rounded before"] < 0.7 < 0.9 < small["rounded once"] < 1.1
+    assert small["rounded before"] < 0.7 < 0.9 < small["rounded once"] < 1.2
     assert small["beside"] == pytest.approx(1, abs=1e-3)
     x, y = mixing.text_of("prose", "validation").windows()
     found = rounding.gains(base, change, [1.0, 1e-7], (x[:2], y[:2]))
