@@ -33,7 +33,7 @@ from minilora.targets import unwrapped
 # Tensors of forms whose update is more than the product of two factors.
 STRANGE = r"lora_mid|dora_scale|lora_magnitude|lora_E|lora_[AB](?:\.default)?\.bias|\.m$"
 # What PEFT's loader would not know again in front of a module's path.
-WRAPPED = ("module.", "_fsdp_wrapped_module.", "language_model.")
+FRONTS = ("module.", "_fsdp_wrapped_module.", "language_model.")
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _part(path: str) -> str | None:
 def _cleaned(name: str) -> str:
     """A key of PEFT without its prefix, the adapter's name and what wrappers put in front."""
     name = unwrapped(name.removeprefix(PREFIX))
-    while head := next((w for w in WRAPPED if name.startswith(w)), None):
+    while head := next((w for w in FRONTS if name.startswith(w)), None):
         name = name.removeprefix(head).removeprefix(PREFIX)
     return re.sub(r"\.modules_to_save\.default\.", ".", name)
 

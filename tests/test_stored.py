@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_help import Toy, bits, close, rewritten, settings_of, shake, tensors_of, toy
+from core_help import Pictures, Toy, bits, close, rewritten, settings_of, shake, tensors_of, toy
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -31,25 +31,15 @@ from minilora.stored import (
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Pictures(nn.Module):
-    """Pictures (n, 3, 6, 6) → (n, 4)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, (3, 2), padding=1)
-        self.conv2 = nn.Conv1d(6, 8, 3, bias=False)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.conv2(torch.tanh(self.conv1(x)).flatten(2))).mean(-1))
-
-
 CASES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "linear": (Toy, {"targets": ["q_proj", "v_proj"], "r": 3, "alpha": 7}),
     "one path": (Toy, {"targets": ["blocks.1.q_proj"], "r": 1, "alpha": 2}),
     "regex": (Toy, {"targets": r"blocks\.\d\.(q|up)_proj", "r": 2, "alpha": 3}),
     "embedding": (Toy, {"targets": ["embed", "up_proj"], "r": 3, "alpha": 5}),
-    "convolutions": (Pictures, {"targets": ["conv1", "conv2", "head"], "r": 2, "alpha": 3}),
+    "convolutions": (
+        Pictures,
+        {"targets": ["conv1", "conv2", "conv3", "head"], "r": 2, "alpha": 3},
+    ),
     "dora": (Toy, {"targets": ["q_proj", "embed"], "r": 2, "alpha": 3, "use_dora": True}),
     "dora conv": (Pictures, {"targets": ["conv1"], "r": 2, "use_dora": True}),
     "rslora": (Toy, {"targets": ["q_proj"], "r": 3, "alpha": 5, "scaling": "rslora"}),

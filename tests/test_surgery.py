@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from core_help import (
+    Pictures,
     Toy,
     bits,
     close,
@@ -26,26 +27,15 @@ from minilora import AdapterError, LoRAConfig, add_lora
 from minilora.layers import LoRAEmbedding
 from minilora.surgery import METHODS, add, leading, resize, ties
 
-
-class Pictures(nn.Module):
-    """Pictures (n, 3, 6, 6) → (n, 4)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, (3, 2), padding=1)
-        self.conv2 = nn.Conv1d(6, 8, 3, bias=False)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.conv2(torch.tanh(self.conv1(x)).flatten(2))).mean(-1))
-
-
 LINEAR = {"targets": ["q_proj", "up_proj"], "r": 5, "alpha": 7}
 CASES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "linear": (Toy, LINEAR),
     "one": (Toy, {"targets": ["blocks.1.q_proj"], "r": 4, "alpha": 3}),
     "embedding": (Toy, {"targets": ["embed", "v_proj"], "r": 5, "alpha": 3}),
-    "convolutions": (Pictures, {"targets": ["conv1", "conv2", "head"], "r": 4, "alpha": 3}),
+    "convolutions": (
+        Pictures,
+        {"targets": ["conv1", "conv2", "conv3", "head"], "r": 4, "alpha": 3},
+    ),
     "rslora": (Toy, {**LINEAR, "scaling": "rslora"}),
     "patterns": (
         Toy,

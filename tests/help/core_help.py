@@ -51,6 +51,22 @@ class Toy(nn.Module):
         return self.head(self.norm(x))
 
 
+class Pictures(nn.Module):
+    """Pictures (n, 3, 8, 8) → (n, 4): convolutions of several kernels, strides and paddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 8, (3, 2), stride=2, padding=(1, 0), bias=False)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.conv3 = nn.Conv1d(8, 8, 3, stride=2, padding="valid")
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.point(torch.tanh(self.conv2(torch.tanh(self.conv1(x)))))
+        return self.head(torch.tanh(self.conv3(x.flatten(2))).mean(-1))
+
+
 class Tied(nn.Module):
     """Token ids (n, t) → (n, t, 11), with the head's weight shared with the embedding."""
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from core_help import Toy, bits, close, ids, shake
+from core_help import Pictures, Toy, bits, close, ids, shake
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,22 +18,6 @@ HFConv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 from peft_help import peft_config  # noqa: E402  (it needs PEFT)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Pictures(nn.Module):
-    """Pictures (n, 3, 8, 8) → (n, 4): convolutions of several kernels, strides and paddings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 8, (3, 2), stride=2, padding=(1, 0), bias=False)
-        self.point = nn.Conv2d(8, 8, 1)
-        self.conv3 = nn.Conv1d(8, 8, 3, stride=2, padding="valid")
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.point(torch.tanh(self.conv2(torch.tanh(self.conv1(x)))))
-        return self.head(torch.tanh(self.conv3(x.flatten(2))).mean(-1))
 
 
 class GPT(nn.Module):

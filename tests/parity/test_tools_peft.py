@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_help import Toy, close, ids, tensors_of
+from core_help import Pictures, Toy, close, ids, tensors_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,21 +19,6 @@ from minilora.surgery import add, resize
 peft = pytest.importorskip("peft")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Pictures(nn.Module):
-    """Pictures (n, 3, 8, 8) → (n, 4)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 8, (3, 2), stride=2, bias=False)
-        self.conv3 = nn.Conv1d(8, 8, 3, stride=2)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.conv2(torch.tanh(self.conv1(x))))
-        return self.head(torch.tanh(self.conv3(x.flatten(2))).mean(-1))
 
 
 CASES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
