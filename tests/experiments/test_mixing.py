@@ -13,13 +13,14 @@ from torch import nn
 
 import minilora
 from minilora.experiments import mixing
-from minilora.experiments.mixing import collusion, figures, latency, rounding
+from minilora.experiments.mixing import agreement, collusion, figures, latency, reading, rounding
 from minilora.experiments.mixing.experiment import BOTH, MixingProfile, chosen, training_data
 from minilora.experiments.mixing.rules import described
+from minilora.experiments.mixing.uncut import uncut
 from minilora.experiments.recording import Recording
 from minilora.lab import corpus
 from minilora.lab.language import pretrained_gpt, tokenizer
-from minilora.surgery import add
+from minilora.surgery import add, ties
 
 SMOKE = mixing.PROFILES["smoke"]
 
@@ -157,11 +158,69 @@ def test_profiles_and_the_figure() -> None:
     assert not set(laptop.tuning.seeds) & set(laptop.tuning.tested)
 
 
-def test_the_plane_can_be_drawn(found) -> None:
-    figure, ax = plt.subplots()
-    figures.draw_plane(ax, found)
-    assert len(ax.texts) == len(figures.RULES)
+def test_the_planes_can_be_drawn(found) -> None:
+    figure, axes = plt.subplots(1, 2)
+    figures.draw_plane(axes, found)
+    assert [text.get_text() for text in axes[0].texts] == ["the base", "prose alone", "names alone"]
+    assert [text.get_text() for text in axes[1].texts] == [*figures.RULES, figures.ROUTED]
     plt.close(figure)
+
+
+def test_routed_is_each_text_with_its_own_adapter(found) -> None:
+    of = figures.routed(found)
+    assert of.shape == (2, len(mixing.TASKS))
+    for i, task in enumerate(mixing.TASKS):
+        arm = f"{task} alone on {task}"
+        own = [r.log_loss for r in found.rows if (r.stage, r.arm) == ("final", arm)]
+        np.testing.assert_allclose(of[:, i] * np.log(2), own, rtol=1e-6)
+
+
+def test_what_was_tried_is_the_mean_of_the_tuning_draws(found) -> None:
+    rule = SMOKE.rules[1]
+    assert len(rule.densities) > 0 and rule.name == "TIES"
+    of = reading.tried(found, rule)
+    assert {(s, d) for d, row in of.items() for s in row} == set(rule.settings)
+    for (strength, density), words in ((s, described(*s)) for s in rule.settings):
+        seen = [
+            row.log_loss
+            for row in found.rows
+            if (row.stage, row.arm, row.setting) == ("tune", rule.name, words)
+        ]
+        assert of[density][strength] * np.log(2) == pytest.approx(np.mean(seen))
+
+
+# ------------------------------------------------------------- rules without a cut of the rank
+
+
+def test_without_a_cut_the_sum_is_the_sum_and_ties_is_ties(pair) -> None:
+    base = pretrained_gpt()
+    one, two = (deltas(loaded(folder)) for folder in pair)
+    changes = [{f"{path}.weight": of[path] for path in of} for of in (one, two)]
+    before = {path: base.get_parameter(path).clone() for path in changes[0]}
+    plain = uncut(base, changes, mixing.RULES[0], (0.5, 1.0))
+    elected = uncut(base, changes, mixing.RULES[1], (0.5, 0.5))
+    for path, old in before.items():
+        torch.testing.assert_close(base.get_parameter(path), old, rtol=0, atol=0)
+        both = torch.stack([0.5 * change[path] for change in changes])
+        moved = plain.get_parameter(path) - old
+        torch.testing.assert_close(moved, both.sum(0), rtol=1e-4, atol=1e-6)
+        total, dropped = ties(both, torch.tensor([0.5, 0.5]), 0.5)
+        assert dropped > 0.4
+        torch.testing.assert_close(elected.get_parameter(path) - old, total, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_cut_dare_drops_and_enlarges(pair) -> None:
+    base, rule = pretrained_gpt(), mixing.RULES[2]
+    one = {f"{path}.weight": of for path, of in deltas(loaded(pair[0])).items()}
+    none = {path: torch.zeros_like(of) for path, of in one.items()}
+    model = uncut(base, [one, none], rule, (1.0, 0.25))
+    for path, change in one.items():
+        moved = (model.get_parameter(path) - base.get_parameter(path)).detach()
+        stays = moved != 0
+        assert 0.2 < float(stays.float().mean()) < 0.3
+        torch.testing.assert_close(moved[stays], 4 * change[stays], rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="works on factors"):
+        uncut(base, [one, none], mixing.RULES[3], (1.0, 1.0))
 
 
 # ------------------------------------------------------------------------- rounding
@@ -203,6 +262,38 @@ def test_layers_and_gains_of_an_update(pair) -> None:
     assert set(found[1.0]) == set(rounding.WAYS) and found[1.0]["beside"] != 0
 
 
+def test_rounding_once_is_as_near_as_the_format_allows(pair) -> None:
+    """``off`` counts from W + ΔW, and ``lost`` from the rounded W: they order the ways apart."""
+    base, change = pretrained_gpt(), rounding.updates(loaded(pair[0]))
+    typical = np.median([la.relative for la in rounding.by_layer(base, change, 1.0, "beside")])
+    once, before = (
+        rounding.by_layer(base, change, 2e-3 / float(typical), f"rounded {way}")
+        for way in ("once", "before")
+    )
+    assert all(a.off < b.off for a, b in zip(once, before, strict=True))
+    assert all(a.lost > b.lost for a, b in zip(once, before, strict=True))
+
+
+def test_halfway_weights_are_counted() -> None:
+    # Between 1 and 2 the numbers of bfloat16 lie 1/128 apart.
+    weight = torch.tensor([1.0, 1 + 1 / 256, -1 - 3 / 256, 1 + 1 / 512, 1 + 1 / 128, 0.0])
+    assert rounding.halfway(weight) == pytest.approx(2 / 6)
+    assert rounding.halfway(weight * 2**-7) == pytest.approx(2 / 6)
+
+
+def test_nudged_weights_lie_anywhere_within_half_a_step() -> None:
+    base, path = pretrained_gpt(), "blocks.0.q_proj.weight"
+    old = base.get_parameter(path).detach().clone()
+    model = rounding.nudged(base, [path], seed=0)
+    torch.testing.assert_close(base.get_parameter(path), old, rtol=0, atol=0)
+    moved = (model.get_parameter(path) - old).detach()
+    _, power = torch.frexp(old)
+    steps = moved / torch.ldexp(torch.ones_like(old), power - 8)
+    assert 0.45 < float(steps.abs().max()) <= 0.501 and float(steps.mean().abs()) < 0.02
+    assert rounding.halfway(model.get_parameter(path)) < 0.001 < rounding.halfway(old)
+    assert torch.equal(model.blocks[1].q_proj.weight, base.blocks[1].q_proj.weight)
+
+
 # -------------------------------------------------------------------------- serving
 
 
@@ -228,6 +319,20 @@ def test_every_way_of_serving_answers_the_same(pair) -> None:
     assert set(seconds) == {1, 2} and set(seconds[1]) == set(figures.WAYS)
 
 
+def test_adapters_in_memory_share_one_set_of_weights(pair) -> None:
+    base = pretrained_gpt()
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    models = [minilora.load(latency.sharing(base), folder) for folder in pair]
+    ids = torch.arange(6).reshape(2, 3)
+    outputs = [model.eval()(ids) for model in models]
+    for model in models:
+        places = {weight.data_ptr() for weight in model.parameters()}
+        assert {weight.data_ptr() for weight in base.parameters()} <= places
+    assert not torch.allclose(*outputs)
+    assert not minilora.lora_layers(base)
+    assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
+
+
 def test_latency_is_measured_for_every_rank_and_length() -> None:
     config = copy.copy(latency.WIDE)
     found = latency.unmerged_over_merged([1, 2], [1], rounds=2, config=config)
@@ -239,6 +344,36 @@ def test_bytes_of_a_folder(tmp_path) -> None:
     (tmp_path / "a" / "one").write_bytes(b"12345")
     (tmp_path / "two").write_bytes(b"123")
     assert latency.folder_bytes(tmp_path) == 8
+
+
+# ------------------------------------------------------------- does the server compute the same?
+
+
+def test_a_server_is_a_coarse_copy_with_a_factor(pair) -> None:
+    mine, ids = loaded(pair[0]).eval(), torch.arange(24).reshape(4, 6)
+    right, weak, off = (agreement.served(mine, factor) for factor in (1.0, 0.25, 0))
+    assert {weight.dtype for weight in right.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in mine.parameters()} == {torch.float32}
+    asked = agreement.first_tokens(mine, ids)
+    found = [agreement.apart(asked, agreement.first_tokens(m, ids)) for m in (right, weak, off)]
+    assert 0 < found[0].mean() < found[1].mean() < found[2].mean()
+    without = agreement.first_tokens(agreement.served(pretrained_gpt()), ids)
+    torch.testing.assert_close(agreement.first_tokens(off, ids), without)
+
+
+def test_the_first_token_is_the_one_after_the_prompt() -> None:
+    model, ids = pretrained_gpt().eval(), torch.arange(12).reshape(2, 6)
+    found = agreement.first_tokens(model, ids)
+    assert found.shape == (2, 1024)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(2))
+    longer = torch.cat([ids, torch.zeros(2, 1, dtype=torch.long)], 1)
+    torch.testing.assert_close(found, model(longer)[:, :, -2].detach().log_softmax(1))
+
+
+def test_apart_looks_at_the_likeliest_token() -> None:
+    expected = torch.tensor([[-1.0, -0.5, -3.0], [-0.1, -4.0, -5.0]])
+    found = torch.tensor([[-0.6, -0.7, -9.0], [-0.1, -9.0, -9.0]])
+    torch.testing.assert_close(agreement.apart(expected, found), torch.tensor([0.2, 0.0]))
 
 
 # ------------------------------------------------------------------------ collusion

@@ -15,7 +15,7 @@ from minilora.experiments.summaries import final_rows
 from minilora.lab.plotting import COLORS, INK, MARKERS, label_line
 
 #: What each way of serving, or rule, looks like: the key of a colour and of a marker.
-WAYS = {"swap": "scratch", "copies": "full", "bank": "lora"}
+WAYS = {"load": "scratch", "groups": "head", "copies": "full", "bank": "lora"}
 RULES = {
     "sum": "lora",
     "TIES": "head",
@@ -23,6 +23,8 @@ RULES = {
     "mean of the factors": "scratch",
     BOTH: "full",
 }
+#: Each text served with its own adapter, as a bank does that is told which text it is.
+ROUTED = "each with its own"
 #: Where the label of a rule stands, so that none lies on another.
 PLACES = {"sum": (-10, -9), "DARE": (-10, 9)}
 
@@ -69,7 +71,7 @@ def draw_rounding(
     layers: Mapping[str, Sequence[Layer]],
     shares: Mapping[str, Sequence[tuple[float, float]]],
 ) -> None:
-    """Left: share of the update lost, layer by layer. Right: share of the gain that arrives.
+    """Left: the error of the move, layer by layer. Right: share of the gain that arrives.
 
     ``layers`` are {way: layers at all strengths}, ``shares`` {way: (relative size, share)}.
     """
@@ -84,7 +86,7 @@ def draw_rounding(
         label_line(axes[1], (sizes[-1], arrived[-1]), way, color=COLORS[key], offset=(11, -3))
     axes[0].set(
         xscale="log", yscale="log", xlabel="size of the update / size of the weight",
-        ylabel="error of what arrived / size of the update",
+        ylabel="error of the move / size of the update",
     )  # fmt: skip
     axes[1].axhline(1, color=INK, linewidth=0.8)
     axes[1].set(
@@ -122,16 +124,31 @@ def on_texts(recording: Recording, arm: str) -> np.ndarray:
     return np.array([[row.log_loss / np.log(2) for row in of] for of in rows]).T
 
 
-def draw_plane(ax: Axes, recording: Recording) -> None:
-    """Bits a byte on one text against those on the other; small marks are draws."""
-    for arm, key in RULES.items():
-        found = on_texts(recording, arm)
+def routed(recording: Recording) -> np.ndarray:
+    """Each text with the adapter that was trained on it, for each draw: (draws, 2)."""
+    return np.stack([on_texts(recording, f"{task} alone")[:, i] for i, task in enumerate(TASKS)], 1)
+
+
+def draw_plane(axes: Sequence[Axes], recording: Recording) -> None:
+    """Bits a byte on one text against those on the other; small marks are draws.
+
+    Left: everything, the base and each adapter alone too. Right: what serves both texts.
+    """
+    found = {arm: on_texts(recording, arm) for arm in RULES} | {ROUTED: routed(recording)}
+    for arm, of in found.items():
+        key = {**RULES, ROUTED: "logistic"}[arm]
         look: dict[str, Any] = {"color": COLORS[key], "marker": MARKERS[key], "linestyle": "none"}
-        ax.plot(*found.T, markersize=4, alpha=0.5, **look)
-        middle = found.mean(0)
-        ax.plot(*middle, markersize=9, **look)
-        place = PLACES.get(arm, (10, 0))
-        side = "right" if place[0] < 0 else "left"
-        label_line(ax, tuple(middle), arm, color=COLORS[key], offset=place, ha=side)
-    ax.margins(x=0.15, y=0.12)
-    ax.set(xlabel=f"bits a byte of {TASKS[0]}", ylabel=f"bits a byte of {TASKS[1]}")
+        axes[0].plot(*of.mean(0), markersize=6, **look)
+        axes[1].plot(*of.T, markersize=4, alpha=0.5, **look)
+        axes[1].plot(*of.mean(0), markersize=9, **look)
+        x, y = PLACES.get(arm, (10, 0))
+        side = "right" if x < 0 else "left"
+        label_line(axes[1], tuple(of.mean(0)), arm, color=COLORS[key], offset=(x, y), ha=side)
+    for arm in ("the base", *(f"{task} alone" for task in TASKS)):
+        middle = tuple(on_texts(recording, arm).mean(0))
+        axes[0].plot(*middle, "o", color=COLORS["base"], mfc="none", markersize=8)
+        x, side = (-10, "right") if arm.startswith(TASKS[1]) else (10, "left")  # inside the panel
+        label_line(axes[0], middle, arm, color=COLORS["base"], offset=(x, 0), ha=side)
+    for ax in axes:
+        ax.margins(x=0.18, y=0.12)
+        ax.set(xlabel=f"bits a byte of {TASKS[0]}", ylabel=f"bits a byte of {TASKS[1]}")

@@ -69,13 +69,19 @@ def _repeat(model: nn.Module, ids: Tensor) -> None:
         model(ids)
 
 
+def sharing(base: nn.Module) -> nn.Module:
+    """A copy of the base that has the very same weights, so that it takes no memory for them."""
+    return copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
+
+
 def serving_runs(
     base: nn.Module, folders: Mapping[str, Path], names: Sequence[str], ids: Tensor
 ) -> dict[str, Callable[[], Tensor]]:
     """Ways to answer a batch whose row i wants the adapter ``names[i]``: {way: a run}.
 
-    "swap": one model, which loads each adapter from its folder in turn. "copies": a merged model
-    for each adapter, kept in memory. "bank": one pass in which each row has its own.
+    "load": one model, which loads each adapter from its folder in turn. "groups": adapters beside
+    the weights, all in memory over one set of weights; each is called with the rows that want it.
+    "copies": the same with a merged model for each. "bank": one pass in which each row has its own.
     """
     wanted = {name: [i for i, one in enumerate(names) if one == name] for name in folders}
     wanted = {name: rows for name, rows in wanted.items() if rows}
@@ -89,6 +95,7 @@ def serving_runs(
         )
         for name in wanted
     }
+    beside = {name: minilora.load(sharing(base), folders[name]) for name in wanted}
 
     @torch.no_grad()
     def gathered(of: Callable[[str], nn.Module]) -> Tensor:
@@ -106,7 +113,8 @@ def serving_runs(
             return found
 
     return {
-        "swap": lambda: gathered(lambda name: minilora.load(model, folders[name])),
+        "load": lambda: gathered(lambda name: minilora.load(model, folders[name])),
+        "groups": lambda: gathered(beside.__getitem__),
         "copies": lambda: gathered(copies.__getitem__),
         "bank": banked,
     }

@@ -7,7 +7,7 @@ weights' format and nothing else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,16 @@ class Layer:
     Attributes:
         relative: Its norm beside that of the weight. ``lost``: the norm of the error of what
             arrived, and ``along`` the length of what arrived in the update's own direction, both
-            beside its norm.
+            beside its norm; what arrived is counted from the weight without an update, in bfloat16.
+        off: How far the merged weight is from the weight in single precision plus the update,
+            beside the norm of the update. Rounding once, it is as small as the format allows.
     """
 
     path: str
     relative: float
     lost: float
     along: float
+    off: float
 
 
 def updates(model: LanguageModel) -> dict[str, Tensor]:
@@ -77,13 +80,38 @@ def by_layer(base: LanguageModel, change: Updates, strength: float, way: str) ->
     found = []
     for path, whole in change.items():
         weight, update = base.get_parameter(path), strength * whole
-        arrived = new_weight(weight, update, way) - coarse(weight)
-        lost = torch.linalg.norm(arrived - update) / torch.linalg.norm(update)
-        relative = torch.linalg.norm(update) / torch.linalg.norm(weight)
-        along = (arrived * update).sum() / update.square().sum()
+        new, size = new_weight(weight, update, way), torch.linalg.norm(update)
+        arrived = new - coarse(weight)
+        lost = torch.linalg.norm(arrived - update) / size
+        relative = size / torch.linalg.norm(weight)
+        along = (arrived * update).sum() / size.square()
+        off = torch.linalg.norm(new - weight - update) / size
         name = path.removesuffix(".weight")
-        found.append(Layer(name, float(relative), float(lost), float(along)))
+        found.append(Layer(name, *map(float, (relative, lost, along, off))))
     return found
+
+
+def halfway(weight: Tensor) -> float:
+    """The share of a weight's entries that lie exactly between two numbers of bfloat16."""
+    part, _ = torch.frexp(weight.detach())
+    steps = (part * 2**8).abs()  # bfloat16 has eight significant bits
+    return float((steps - steps.floor() == 0.5).float().mean())
+
+
+@torch.no_grad()
+def nudged(base: LanguageModel, paths: Iterable[str], seed: int) -> LanguageModel:
+    """A copy of the base whose entries are moved at random, by half a step of bfloat16 at most.
+
+    So nothing is left of how the weights lay between the numbers of the format.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(base)
+    for path in paths:
+        weight = model.get_parameter(path)
+        _, power = torch.frexp(weight)
+        step = torch.ldexp(torch.ones_like(weight), power - 8)
+        weight.add_((torch.rand(weight.shape, generator=generator) - 0.5) * step)
+    return model
 
 
 def gains(
