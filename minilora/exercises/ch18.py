@@ -75,11 +75,18 @@ check_bytes_sent = Exercise(
 
 
 def _tokens(
-    flops: float, trained: float, n: int, speed: float, gbit: float, **other: float
+    forward: float,
+    backward: float,
+    trained: float,
+    n: int,
+    speed: float,
+    gbit: float,
+    **other: float,
 ) -> float:
+    """The right answer before it is rounded; ``other`` puts a mistake into it."""
     link = gbit * 1e9 / other.get("bits", 8)
     sent = other.get("twice", 2) * other.get("share", (n - 1) / n) * trained
-    return sent / link * speed / flops
+    return sent / link * speed / (backward + other.get("also", 0) * forward)
 
 
 def _up(*case: float, **other: float) -> int:
@@ -87,6 +94,10 @@ def _up(*case: float, **other: float) -> int:
 
 
 _TOKENS: dict[str, Function] = {
+    "You hide the sending behind the forward pass as well. Before the backward pass there is no "
+    "gradient that could be sent.": lambda *case: _up(*case, also=1),
+    "You hide the sending behind the forward pass. The gradients come in the backward pass, and "
+    "only its operations count.": lambda forward, backward, *case: _up(0, forward, *case),
     "A link of so many Gbit/s carries an eighth of that in bytes.": lambda *case: _up(
         *case, bits=1
     ),
@@ -103,17 +114,18 @@ _TOKENS: dict[str, Function] = {
 }
 
 check_hiding_tokens = Exercise(
-    asks="operations a token, bytes of gradients, n, operations a second, Gbit/s → tokens.",
+    asks="operations a token forward, and backward, bytes of gradients, n, operations a second, "
+    "Gbit/s → tokens.",
     cases=[
-        (4 * 7e9 + 6 * 4e7, 4 * 4e7, 8, 4e14, 10.0),
-        (6 * 7e9, 2 * 7e9, 8, 4e14, 10.0),
-        (6 * 1e9, 2 * 1e9, 2, 1e14, 100.0),
+        (2 * 7e9 + 2 * 4e7, 2 * 7e9 + 4 * 4e7, 4 * 4e7, 8, 4e14, 10.0),
+        (2 * 7e9, 4 * 7e9, 2 * 7e9, 8, 4e14, 12.0),
+        (2 * 1e9, 4 * 1e9, 2 * 1e9, 2, 1e14, 90.0),
     ],
     right=_up,
     mistakes=[Mistake(wrong, says) for says, wrong in _TOKENS.items()],
-    otherwise=lambda found, flops, trained, n, speed, gbit: (
+    otherwise=lambda found, forward, backward, trained, n, speed, gbit: (
         f"Sending takes {2 * (n - 1) / n * trained / (gbit * 1e9 / 8):.3g} s at {gbit:g} Gbit/s; "
-        f"your {found:.4g} tokens take {found * flops / speed:.3g} s to compute."
+        f"the backward pass of your {found:.4g} tokens takes {found * backward / speed:.3g} s."
     ),
     passed="for full fine-tuning the size of the model cancels; for an adapter its share stays.",
     parts="The number of tokens",

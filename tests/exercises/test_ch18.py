@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minilora.exercises import ch18
+from minilora.experiments.traffic import figures
 from minilora.lab import traffic
 from minilora.lab.traffic import Traffic
 
@@ -21,12 +22,14 @@ def test_the_bytes_are_those_that_the_package_predicts() -> None:
 
 
 def test_with_so_many_tokens_the_sending_is_hidden_and_with_one_less_it_is_not() -> None:
-    flops, size, n, speed, gbit = 2.82e10, 1.6e8, 8, 4e14, 10.0
-    tokens = ch18.check_hiding_tokens.right(flops, size, n, speed, gbit)
+    forward, backward, size, n, speed, gbit = 1.41e10, 1.42e10, 1.6e8, 8, 4e14, 10.0
+    tokens = ch18.check_hiding_tokens.right(forward, backward, size, n, speed, gbit)
     sent, link = traffic.all_reduce(size, n), gbit * 1e9 / 8
     for count, hidden in ((tokens, True), (tokens - 1, False)):
-        work = count * flops / speed
-        assert (traffic.step_seconds(work, sent, link, overlap=True) == work) is hidden
+        work = count * (forward + backward) / speed
+        share = backward / (forward + backward)
+        beyond = figures.soonest(work, sent, link, share) - work
+        assert (beyond < 1e-12) is hidden
 
 
 def test_the_weights_make_the_mean_of_all_tokens() -> None:

@@ -10,6 +10,7 @@ from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import quantities
 from minilora.experiments.traffic import figures
 from minilora.experiments.traffic.arms import build
+from minilora.lab import traffic as traffic_bytes
 from minilora.lab.traffic import loopback_bytes
 
 EXCHANGES = ("summed", "gathered", "scattered")
@@ -41,9 +42,19 @@ def test_the_loopback_carries_it(found: Recording) -> None:
 def test_the_figures_can_be_drawn(found: Recording) -> None:
     names = [arm.name for arm in traffic.ARMS]
     expected = {arm.name: traffic.predicted(arm, build(arm, 2)) for arm in traffic.ARMS}
-    figure, axes = plt.subplots(2)
+    figure, axes = plt.subplots(3)
     figures.draw_sent(axes[0], found, names, expected, 2)
-    arms = {name: (1.0, 1e9) for name, *_ in figures.LABELS}
-    figures.draw_links(axes[1], arms)
+    arms = {name: (1.0, 1e9, 0.5) for name, *_ in figures.LABELS}
+    figures.draw_links(axes[1:], arms, 8)
     assert len(axes[0].get_yticklabels()) == len(names)
+    assert [ax.get_title() for ax in axes[1:]] == ["everything", "adapter"]
     plt.close(figure)
+
+
+def test_sending_hides_behind_its_share_of_the_work_only() -> None:
+    """Seconds: 2 of work, and 1 or 3 of sending."""
+    assert figures.soonest(2.0, 100, 100, 0) == traffic_bytes.step_seconds(2.0, 100, 100) == 3.0
+    assert figures.soonest(2.0, 100, 100, 0.5) == 2.0
+    assert figures.soonest(2.0, 300, 100, 0.5) == 4.0
+    whole = traffic_bytes.step_seconds(2.0, 300, 100, overlap=True)
+    assert figures.soonest(2.0, 300, 100, 1) == whole == 3.0
