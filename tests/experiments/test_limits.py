@@ -374,6 +374,22 @@ def test_no_adapter_is_judged_by_a_detector_that_has_seen_its_seed(
     assert all(np.isfinite(found).all() for found in odds.values())
 
 
+def test_a_plainer_detector_sees_the_norms_or_the_right_answers_and_nothing_else() -> None:
+    one = replace(kind_of("clean", 0.0), right=np.linspace(0, 1, 24))
+    norms = reading.narrowed(one, "four norms").signatures
+    columns = [i for i, (_, what) in enumerate(every_number()) if what == "norm"]
+    assert norms.shape == (24, 4) and np.array_equal(norms, one.signatures[:, columns])
+    right = reading.narrowed(one, "right answers")
+    assert right.signatures.shape == (24, 1) and np.array_equal(right.signatures[:, 0], one.right)
+    assert right.seeds == one.seeds and right.kind == one.kind
+    with pytest.raises(ValueError, match="none of"):
+        reading.narrowed(one, "spectra")
+
+
+def every_number() -> list[tuple[str, str]]:
+    return [(place, what) for place in backdoors.PLACES for what in backdoors.NUMBERS]
+
+
 def test_the_interval_of_a_share() -> None:
     low, high = reading.wilson(48, 48)
     assert 0.9 < low < 0.95 and high == pytest.approx(1)

@@ -43,24 +43,27 @@ def draw_ring(
     cut: Mapping[int, float],
     exact: float,
 ) -> None:
-    """Loss (nats a token) against the rank: trained, the exact change cut, whole, and exact."""
-    xs = [r + 1 for r in cut]  # so that rank 0 has a place on a logarithmic axis
-    ax.semilogx(xs, list(cut.values()), "-", color=PALE, linewidth=1.5)
+    """Loss (nats a token) against the rank: trained, the exact change cut, whole, and exact.
+
+    The axis of ranks is linear from 0 to 1 and logarithmic beyond, so that rank 0 has a place.
+    """
+    ax.set_xscale("symlog", linthresh=1, linscale=0.35)
+    ax.plot(list(cut), list(cut.values()), "-", color=PALE, linewidth=1.5)
     for r in ranks:
-        _dots(ax, r + 1, values(recording, f"{tokens} tokens, r={r}"), "lora")
+        _dots(ax, r, values(recording, f"{tokens} tokens, r={r}"), "lora")
     means = [mean(recording, f"{tokens} tokens, r={r}") for r in ranks]
-    ax.semilogx([r + 1 for r in ranks], means, MARKERS["lora"], color=COLORS["lora"], ls="-")
+    ax.plot(ranks, means, MARKERS["lora"], color=COLORS["lora"], ls="-")
     whole = f"{tokens} tokens, whole"
     level = mean(recording, whole)
     ax.axhline(level, color=COLORS["full"], linestyle=":", linewidth=1.3)
     ax.axhline(exact, color=COLORS["floor"], linestyle="--", linewidth=1.3)
-    label_line(ax, (1, level), "trained whole", color=COLORS["full"], offset=(0, 8))
-    label_line(ax, (1, exact), "exact", offset=(0, 8))
-    label_line(ax, (xs[0], cut[0]), "exact, cut to r", color=PALE, offset=(14, 2))
+    label_line(ax, (0, level), "trained whole", color=COLORS["full"], offset=(0, 8))
+    label_line(ax, (0, exact), "exact", offset=(0, 8))
+    label_line(ax, (0, cut[0]), "exact, cut to r", color=PALE, offset=(14, 2))
     look = {"ha": "right", "offset": (-8, 3)} if len(ranks) == 1 else {"offset": (-4, 12)}
-    label_line(ax, (ranks[-1] + 1, means[-1]), "trained", color=COLORS["lora"], **look)
+    label_line(ax, (ranks[-1], means[-1]), "trained", color=COLORS["lora"], **look)
     ticks = [0, 1, 4, 16, *([127] if tokens > 17 else [])]
-    ax.set_xticks([r + 1 for r in ticks], labels=[str(r) for r in ticks])
+    ax.set_xticks(ticks, labels=[str(r) for r in ticks])
     ax.minorticks_off()
     ax.set(xlabel="rank r", title=f"{tokens:,} tokens in a ring")
 
@@ -73,7 +76,7 @@ def draw_capacity(
     Left a line for each rank; right every rank and number of facts is one point.
     """
     left, right = axes
-    ups = np.linspace(-9, 5, len(of.ranks))
+    ups = (-10, -2, 0, 0, -1)  # points, so that no two labels touch
     for style, r, up in zip(STYLES, of.ranks, ups, strict=True):
         arms = [f"{count} facts, r={r}" for count in of.counts]
         for count, arm in zip(of.counts, arms, strict=True):
@@ -84,9 +87,11 @@ def draw_capacity(
         asked = [count * np.log2(of.width) / (2 * of.width * r) for count in of.counts]
         right.semilogx(asked, means, MARKERS["lora"], color=COLORS["lora"], mfc="white")
     arms = [f"{count} facts, whole" for count in of.counts]
+    for count, arm in zip(of.counts, arms, strict=True):
+        _dots(left, count, values(recording, arm, field), "full")
     means = [mean(recording, arm, field) for arm in arms]
     (line,) = left.semilogx(of.counts, means, MARKERS["full"], ls="-", color=COLORS["full"])
-    label_line(left, line, "whole", offset=(7, 12))
+    label_line(left, line, "whole", offset=(7, 9))
     asked = [count * np.log2(of.width) / of.width**2 for count in of.counts]
     right.semilogx(asked, means, MARKERS["full"], color=COLORS["full"], mfc="none", ms=9)
     right.axvline(2, color=COLORS["theory"], linestyle="--", linewidth=1)
@@ -170,12 +175,16 @@ def draw_suspects(ax: Axes, odds: Mapping[str, np.ndarray]) -> None:
 
 def draw_failures(ax: Axes, lines: Mapping[str, Mapping[int, float]]) -> None:
     """The share of what training whole gains that a rank gains, a line for each task."""
-    for style, (name, shares) in zip(STYLES, lines.items(), strict=False):
+    ups = {"1,024 tokens in a ring": -3, "16 tokens in a ring": -9, "code to prose": -13}
+    for style, (name, shares) in zip((*STYLES, "-"), lines.items(), strict=False):
         ranks = list(shares)
         look = {"color": COLORS["lora"], "linestyle": style, "linewidth": 1.7}
-        ax.semilogx(ranks, list(shares.values()), MARKERS["lora"], ms=4.5, **look)
-        up = {"16 tokens in a ring": 9, "code to prose": -2, "512 facts": -14}.get(name, 0)
-        label_line(ax, (ranks[-1], list(shares.values())[-1]), name, offset=(9, up))
+        mark = "s" if len(ranks) == 1 else MARKERS["lora"]  # a single rank was tried
+        ax.semilogx(ranks, list(shares.values()), mark, ms=5, **look)
+        if name == "512 facts":  # ends where another line does: the label stands before
+            label_line(ax, (8, shares[8]), name, offset=(9, -8))
+            continue
+        label_line(ax, (ranks[-1], shares[ranks[-1]]), name, offset=(9, ups.get(name, 0)))
     ax.axhline(1, color=COLORS["full"], linewidth=1.3)
     label_line(ax, (1, 1), "trained whole", color=COLORS["full"], offset=(0, -8))
     ax.set_xticks([1, 2, 4, 8, 16], labels=["1", "2", "4", "8", "16"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def behind(
 def line(recording: Recording, arm: str, width: int = 26) -> str:
     """An arm in words: numbers trained, rate, means on test data and in the last batches.
 
-    The losses are in nats. Of runs that were judged by right answers, each draw's share follows.
+    The losses are in nats.
     """
     row = finals(recording, arm)[0]
     means = [mean(recording, arm, field) for field in ("log_loss", "train_loss")]
@@ -84,6 +84,23 @@ def noted(recording: Recording, kind: str) -> Noted:
         np.array([of[seed]["called"] for seed in seeds]),
         np.array([[of[seed][name] for name in names] for seed in seeds]),
     )
+
+
+#: What plainer detectors look at, for `narrowed`.
+NARROW = ("four norms", "right answers")
+
+
+def narrowed(one: Noted, what: str) -> Noted:
+    """The same adapters for a plainer detector, that sees less than the twenty numbers.
+
+    ``what`` is one of `NARROW`: "four norms" (adapters, 4), those of Q, K, V and O, or "right
+    answers" (adapters, 1), the share on ordinary pictures. ValueError for anything else.
+    """
+    if what == "four norms":
+        return replace(one, signatures=one.signatures[:, NUMBERS.index("norm") :: len(NUMBERS)])
+    if what == "right answers":
+        return replace(one, signatures=one.right[:, None])
+    raise ValueError(f"{what!r} is none of {NARROW}")
 
 
 def suspicion(
