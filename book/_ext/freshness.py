@@ -58,7 +58,7 @@ def notebooks(root: Path) -> list[Path]:
 
 
 def has_code(notebook: Path) -> bool:
-    """Whether a notebook has a cell to execute; the unwritten chapters have none."""
+    """Whether a notebook has a cell to execute."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return any(cell["cell_type"] == "code" for cell in cells)
 

@@ -342,7 +342,7 @@ def test_a_small_start_turns_towards_the_gradient_and_a_large_one_does_not(
 
 def test_the_figures_draw_what_the_recording_holds(recording: Recording) -> None:
     names, labels = SMOKE.methods, SMOKE.labels
-    figure, axes = plt.subplots(1, 5)
+    figure, axes = plt.subplots(1, 4)
     figures.draw_ladders(axes[0], recording.rows, names, labels, worst=4.0)
     assert len(axes[0].patches) == len(axes[0].texts) + len(names)  # and a frame for each
     own = reading.order(recording, names, labels=labels)
@@ -356,5 +356,10 @@ def test_the_figures_draw_what_the_recording_holds(recording: Recording) -> None
     assert [text.get_text() for text in axes[2].get_yticklabels()] == [one.method for one in own]
     arms = {"LoRA": {16: "LoRA", 8: "LoRA, batch 8"}, "full": {16: "full", 8: "full, batch 8"}}
     figures.draw_batches(axes[3], recording, arms)
-    figures.draw_alpha(axes[4], recording, SMOKE.factors, SMOKE.epsilons)
+    plt.close(figure)
+    figure, axes = plt.subplots(1, len(SMOKE.epsilons))
+    figures.draw_alpha(axes, recording, SMOKE.factors, SMOKE.epsilons)
+    for ax, eps in zip(axes, SMOKE.epsilons, strict=True):
+        assert ax.get_title() == f"ε = {eps:g}"
+        assert [list(line.get_xdata()) for line in ax.lines] == [list(SMOKE.factors)] * 2
     plt.close(figure)

@@ -8,10 +8,12 @@ the pages draw from them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,20 +23,29 @@ import numpy as np
 import pytest
 import torch
 
-from minilora.experiments import load_recording, mixing, rates
+import minilora
+from minilora.experiments import family, language, load_recording, mixing, rates
 from minilora.experiments.bases.reading import differences
 from minilora.experiments.docstrings import over_files
+from minilora.experiments.family import reading as family_reading
+from minilora.experiments.family.experiment import alpha_arm
 from minilora.experiments.images.reading import ahead as picture_lead
 from minilora.experiments.images.reading import mean_distance, mean_share
 from minilora.experiments.language import MATRICES
 from minilora.experiments.language import PROFILES as LANGUAGE_PROFILES
 from minilora.experiments.language import bits as stored_bits
 from minilora.experiments.language import results as language_results
+from minilora.experiments.limits import PROFILES as LIMITS
 from minilora.experiments.limits import reading as limits_reading
-from minilora.experiments.limits.capacity import stored
-from minilora.experiments.mixing import collusion, rounding
+from minilora.experiments.limits import relabelling
+from minilora.experiments.limits.capacity import stored, table
+from minilora.experiments.limits.pictures import TASKS
+from minilora.experiments.mixing import agreement, collusion, rounding
+from minilora.experiments.mixing import figures as mixing_figures
+from minilora.experiments.mixing.uncut import uncut
 from minilora.experiments.recording import Recording, Row, read_recording
 from minilora.experiments.summaries import (
+    final_rows,
     paired,
     paired_by_sheet,
     quantities,
@@ -43,10 +54,12 @@ from minilora.experiments.summaries import (
     tuning_curve,
 )
 from minilora.experiments.traffic import ARMS
-from minilora.experiments.tuning import best_rate, single_choices
-from minilora.lab import anatomy
+from minilora.experiments.traffic.figures import soonest
+from minilora.experiments.tuning import best_rate, by_rate, mean_loss, single_choices
+from minilora.lab import anatomy, distributed
 from minilora.lab import language as lm
 from minilora.lab.counting import Counted
+from minilora.lab.predicting import training_flops
 from minilora.lab.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -1660,13 +1673,90 @@ def collusion_chances() -> list[float]:
 
 
 @functools.cache
-def small_update_merged() -> dict[str, float]:
-    """{way: share of the gain that arrives}, of the page's adapter at a five-hundredth strength."""
-    base, x = lm.pretrained_gpt(), lm.text("prose", "test").windows()
-    change = rounding.updates(mixing.train("prose", 0.016, 0))
-    pair = tuple(part[:24] for part in x)
-    gain = rounding.gains(base, change, [0.002], pair)[0.002]
+def sums_of_halves() -> dict[str, float]:
+    """Of the word, with the other sums of adapters that the page tries."""
+    one, two = (rounding.updates(half) for half in collusion.collude())
+    apart = rounding.updates(collusion.collude(seed=1)[1])
+    ids, found = collusion.prompts("validation", 64), {}
+    for name, parts in {
+        "half 1 twice": [(one, 2)],
+        "half 2 twice": [(two, 2)],
+        "random": [(one, 1), (language.turned(two, 0), 1)],
+        "lower": [(one, 0.6), (two, 0.6)],
+        "apart": [(one, 1), (apart, 1)],
+    }.items():
+        model = lm.pretrained_gpt()
+        for update, strength in parts:
+            model = language.moved(model, update, strength)
+        found[name] = collusion.check(model, ids)
+    return found
+
+
+@functools.cache
+def of_the_page(task: str) -> lm.LanguageModel:
+    """Chapter 17's adapter for a text."""
+    return mixing.train(task, mixing.rates(mixing_run())[task], 0)
+
+
+def page_text() -> tuple[torch.Tensor, torch.Tensor]:
+    return language.some(lm.text("prose", "test").windows(), 24)
+
+
+@functools.cache
+def small_update_merged(strength: float = 0.002, nudge: int | None = None) -> dict[str, float]:
+    """{way: share of the gain that arrives}, of the page's adapter at a small strength.
+
+    With ``nudge``, weights that were moved at random, by half a step of bfloat16 at most.
+    """
+    base, change = lm.pretrained_gpt(), rounding.updates(of_the_page("prose"))
+    if nudge is not None:
+        base = rounding.nudged(base, change, nudge)
+    gain = rounding.gains(base, change, [strength], page_text())[strength]
     return {way: gain[way] / gain["beside"] for way in rounding.WAYS}
+
+
+def routed_ahead(of: str) -> float:
+    """Bits a byte by which each text with its own adapter is ahead of an arm; the least lead."""
+    run = mixing_run()
+    return float((mixing_figures.on_texts(run, of) - mixing_figures.routed(run)).mean(1).min())
+
+
+def gained_without_a_cut(rule) -> float:
+    """Bits a byte that the first draw of a rule is better without the cut to rank 32."""
+    changes = [rounding.updates(of_the_page(task)) for task in mixing.TASKS]
+    setting = mixing.best_settings(mixing_run())[rule.name]
+    whole = mixing.bits(uncut(lm.pretrained_gpt(), changes, rule, setting))
+    cut = mixing_figures.on_texts(mixing_run(), rule.name)[0]
+    return float(np.mean(cut) - np.mean(list(whole.values())))
+
+
+def cosines() -> tuple[float, list[float]]:
+    """Of the page's two updates, and of one with ten random turns of the other."""
+    one, two = (rounding.updates(of_the_page(task)) for task in mixing.TASKS)
+
+    def cosine(other) -> float:
+        dot = sum(float((one[path] * other[path]).sum()) for path in one)
+        return dot / (language.size(one) * language.size(other))
+
+    return cosine(two), [cosine(language.turned(two, seed)) for seed in range(10)]
+
+
+@functools.cache
+def answers_apart(factor: float) -> float:
+    """Mean nats between the page's adapter and a server that multiplies it by a factor."""
+    mine, asked = of_the_page("prose"), page_text()[0][:20, :64]
+    served = agreement.first_tokens(agreement.served(mine, factor), asked)
+    return float(agreement.apart(agreement.first_tokens(mine, asked), served).mean())
+
+
+def lost_by_halving() -> float:
+    """Bits a byte that the page's adapter for prose loses when its factors are in bfloat16."""
+    text, of = lm.text("prose", "test"), copy.deepcopy(of_the_page("prose"))
+    before = language.mean_loss(of, text.windows())
+    with torch.no_grad():
+        for factor in minilora.lora_parameters(of):
+            factor.copy_(factor.bfloat16())
+    return text.bits_per_byte(language.mean_loss(of, text.windows()) - before)
 
 
 CONCLUSIONS += [
@@ -1718,6 +1808,78 @@ CONCLUSIONS += [
             and small_update_merged()["rounded before"] < 0.8
         ),
     ),
+    Conclusion(
+        "17_shipping",
+        "its gain arrives, to within a few per cent, where only the sum is",
+        (),
+        lambda: all(
+            0.9 < small_update_merged(0.001, seed)["rounded once"] < 1.1
+            and small_update_merged(0.001, seed)["rounded before"] < 0.5
+            for seed in range(3)
+        ),
+    ),
+    Conclusion(
+        "17_shipping",
+        "an eighth of its weights lie exactly halfway",
+        (),
+        lambda: (
+            abs(
+                np.mean(
+                    [
+                        rounding.halfway(lm.pretrained_gpt().get_parameter(path))
+                        for path in rounding.updates(of_the_page("prose"))
+                    ]
+                )
+                - 1 / 8
+            )
+            < 0.005
+        ),
+    ),
+    Conclusion(
+        "17_shipping",
+        "To the digits that are printed nothing is lost",
+        (),
+        lambda: abs(lost_by_halving()) < 0.0005,
+    ),
+    Conclusion(
+        "17_shipping",
+        "And each text with its own adapter is",
+        (),
+        lambda: routed_ahead("sum") > 0.2 and routed_ahead("trained on both") > 0.05,
+    ),
+    Conclusion(
+        "17_shipping",
+        "The cut to rank 32 does not hold them back",
+        (),
+        lambda: all(gained_without_a_cut(rule) < 0.01 for rule in mixing.RULES[1:3]),
+    ),
+    Conclusion(
+        "17_shipping",
+        "as orthogonal as if one had random singular vectors",
+        (),
+        lambda: abs(cosines()[0]) < 2 * max(map(abs, cosines()[1])),
+    ),
+    Conclusion(
+        "17_shipping",
+        "The first four stay below the limit. The pair at lower weights does not",
+        (),
+        lambda: (
+            max(sums_of_halves()[name] for name in ("half 1 twice", "half 2 twice", "random"))
+            < collusion.LIMIT
+            < min(sums_of_halves()[name] for name in ("lower", "apart")) / 3
+        ),
+    ),
+    Conclusion(
+        "17_shipping",
+        "Yours must agree as well, to a hundredth or two",
+        (),
+        lambda: (
+            answers_apart(1) < 0.02
+            and answers_apart(0.95) > 1.5 * answers_apart(1)
+            and answers_apart(0.25) > 0.3
+            and answers_apart(0) > 1
+        ),
+    ),
 ]
 
 
@@ -1736,6 +1898,47 @@ def exchanged(run: Recording, arm: str) -> dict[str, float]:
 def sent_in_a_ring(run: Recording, arm: str) -> float:
     """What each of two processes sends, from the bytes that were handed over."""
     return Traffic(**{what: int(size) for what, size in exchanged(run, arm).items()}).sent(2)
+
+
+def sent_bytes(run: Recording, arm: str) -> float:
+    """What each of two processes was seen to send in a step."""
+    looks = [q for q in run.quantities if (q.what, q.arm, q.size) == ("sent", arm, 2)]
+    return float(np.mean([q.measured for q in looks]))
+
+
+def two_over_one(parts: int) -> float:
+    """Seconds of two GPUs over 1 Gbit/s, at best, over those of one that does the parts of both.
+
+    With the sizes of chapter 18's page, for an adapter, and a step of so many parts.
+    """
+    work = training_flops(6_740_000_000, 8192, 40_000_000) / 4e14
+    summed = Traffic(summed=160_000_000).sent(2)
+    return soonest(parts * work, summed, 1e9 / 8, 0.5 / parts) / (2 * parts * work)
+
+
+@functools.cache
+def last_windows(batch: int, lr: float) -> tuple[float, ...]:
+    """The last 32 of 160 windows of text, in three draws, as on chapter 18's page."""
+    found = []
+    for seed in range(3):
+        settings = distributed.RunSettings(batch=batch, lr=lr, steps=160 // batch, seed=seed)
+        _, one = distributed.train(settings, torch.device("cpu"))
+        found.append(float(np.mean(one["losses"][-32 // batch :])))
+    return tuple(found)
+
+
+def accelerate_takes(setting: str, line: str) -> str:
+    """What `accelerate launch` makes of a setting, from a file with this line for FSDP."""
+    pytest.importorskip("accelerate")
+    from accelerate.commands import launch
+
+    first = "distributed_type: FSDP\nnum_machines: 2\nnum_processes: 16\nrdzv_backend: c10d\n"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.yaml"
+        path.write_text(f"{first}mixed_precision: bf16\nfsdp_config:\n  {line}\n")
+        arguments = ["--config_file", str(path), "train.py"]
+        given = launch.launch_command_parser().parse_args(arguments)
+        return str(getattr(launch._validate_launch_command(given)[0], setting))
 
 
 CONCLUSIONS += [
@@ -1778,6 +1981,52 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "18_many_gpus",
+        "With FSDP gloo sent",
+        ("traffic",),
+        lambda run: (
+            not sent(run, "FSDP, LoRA r=16")
+            or 0.5
+            < sent_bytes(run, "FSDP, LoRA r=16") / sent_bytes(run, "FSDP, everything")
+            < 2 / 3
+        ),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "over this cable the second GPU makes the step slower",
+        (),
+        lambda: two_over_one(parts=1) > 1.3 and two_over_one(parts=4) < 1,
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "nats higher in the three draws",
+        (),
+        lambda: all(
+            same > small + 0.05 and twice > small + 0.15
+            for small, same, twice in zip(
+                last_windows(8, 0.016),
+                last_windows(16, 0.016),
+                last_windows(16, 0.032),
+                strict=True,
+            )
+        ),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "here Accelerate would run version 1 of FSDP, without an error",
+        (),
+        lambda: (
+            accelerate_takes("fsdp_version", "fsdp_version: 2") == "2"
+            and accelerate_takes("fsdp_version", "fsdp_versoin: 2") == "1"
+        ),
+    ),
+    Conclusion(
+        "18_many_gpus",
+        "is read from the file and replaced by the default",
+        (),
+        lambda: accelerate_takes("rdzv_backend", "fsdp_version: 2") == "static",
+    ),
+    Conclusion(
+        "18_many_gpus",
         "From two to eight processes what each sends grows as the ring's factor does",
         (),
         lambda: all(
@@ -1808,21 +2057,55 @@ def taught(task: str, teacher: str, numbers: str) -> float:
     return on_limits(f"{task} by {teacher}, {numbers}", "accuracy")
 
 
-def limits_gap(a: str, b: str) -> tuple[float, float, float]:
+def limits_gap(a: str, b: str, field: str = "log_loss") -> tuple[float, float, float]:
     """a − b in log loss: mean, low, high."""
-    return limits_reading.behind(load_recording("limits", "laptop"), a, b)
+    return limits_reading.behind(load_recording("limits", "laptop"), a, b, field)
 
 
-def alarms(kind: str, longer: bool = False) -> float:
+def alarms(kind: str, longer: bool = False, what: str | None = None) -> float:
     """The share of a kind of adapters at which chapter 19's detector raises an alarm.
 
-    With ``longer`` it has seen clean ones that were trained for longer, too.
+    With ``longer`` it has seen clean ones that were trained for longer, too; with ``what`` it sees
+    only that, such as "four norms".
     """
     run = load_recording("limits", "laptop")
-    clean, poisoned, asked = (limits_reading.noted(run, one) for one in ("clean", "poisoned", kind))
-    also = [limits_reading.noted(run, "clean, longer")] if longer else []
+
+    def seen(name: str) -> limits_reading.Noted:
+        one = limits_reading.noted(run, name)
+        return one if what is None else limits_reading.narrowed(one, what)
+
+    clean, poisoned, asked = seen("clean"), seen("poisoned"), seen(kind)
+    also = [seen("clean, longer")] if longer else []
     odds = limits_reading.left_out(clean, poisoned, [asked], also)
     return float((odds[kind] > 0).mean())
+
+
+def always_the_same(task: str) -> float:
+    """What the best answer gets that is given to every picture of a task of chapter 19."""
+    answers = TASKS[task]("test", 1000, 1)[1]
+    return float(torch.bincount(answers).max()) / 1000
+
+
+def two_commonest(draw: int) -> float:
+    """The share of 32 facts that have one of their two commonest answers."""
+    answers = table(32, 32, draw)[1]
+    return float(torch.bincount(answers).sort(descending=True).values[:2].sum()) / 32
+
+
+def ring_spectrum(tokens: int) -> tuple[int, float]:
+    """The rank of a ring's exact change of the head, and its first piece's share of the squares."""
+    change = relabelling.moved_rows(
+        relabelling.coder().head.weight.detach(), relabelling.ring(tokens)
+    )
+    values = torch.linalg.svdvals(change)
+    return int((values > 1e-4 * values[0]).sum()), float(values[0] ** 2 / (values**2).sum())
+
+
+def ring_cut(tokens: int, r: int) -> float:
+    """The loss of the exact change of a ring, cut to a rank and not trained."""
+    new, base = relabelling.ring(tokens), relabelling.coder()
+    of = LIMITS["laptop"].relabelling
+    return relabelling.judge(relabelling.cut_to(base, new, r), of, new).log_loss
 
 
 def trigger_works(kind: str) -> float:
@@ -1874,11 +2157,38 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "19_limits",
-        "so that the spectra hold more than the size",
+        "by these twenty of each, the spectra hold more than the size",
         (),
         lambda: (
-            alarms("poisoned", longer=True) > 0.7 and alarms("clean, longer", longer=True) < 0.2
+            alarms("poisoned", longer=True) > 0.7
+            and alarms("clean, longer", longer=True) < 0.2
+            and alarms("poisoned", True, "four norms") < alarms("poisoned", longer=True) - 0.2
+            and alarms("clean, longer", True, "four norms") > 0.15
         ),
+    ),
+    Conclusion(
+        "19_limits",
+        "just as the twenty numbers do",
+        (),
+        lambda: all(
+            abs(alarms(kind, what="four norms") - alarms(kind)) < 0.06
+            for kind in ("clean", "poisoned", "clean, longer")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "it is as good a detector, for whoever can run the adapter",
+        (),
+        lambda: (
+            alarms("poisoned", what="right answers") > 0.8
+            and max(alarms(k, what="right answers") for k in ("clean", "clean, longer")) < 0.1
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "Counting right answers still finds",
+        (),
+        lambda: alarms("in disguise", what="right answers") > 0.5,
     ),
     Conclusion(
         "19_limits",
@@ -1902,7 +2212,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "19_limits",
-        "the *teacher makes little difference*, three points at most",
+        "the *teacher makes little difference*",
         (),
         lambda: all(
             abs(taught("pick", "reward", n) - taught("pick", "answers", n)) < 0.035
@@ -1911,11 +2221,21 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "19_limits",
-        "bring little more than guessing, a tenth, by either teacher, and 128 a quarter",
+        "with 128, where answers are ahead",
+        (),
+        lambda: (
+            limits_gap("pick by reward, 128 numbers", "pick by answers, 128 numbers", "accuracy")[2]
+            < 0
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "Thirteen numbers stay below that by either teacher",
         (),
         lambda: all(
-            taught("table", teacher, "13 numbers") < 0.18
-            and 0.2 < taught("table", teacher, "128 numbers") < 0.3
+            taught("table", teacher, "13 numbers") < always_the_same("table")
+            and taught("table", teacher, "128 numbers") < always_the_same("table") + 0.07
+            and taught("pick", teacher, "13 numbers") > always_the_same("pick") + 0.2
             for teacher in ("reward", "answers")
         ),
     ),
@@ -1937,7 +2257,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "19_limits",
-        "But the distance between LoRA and full fine-tuning does not grow here",
+        "But the distance between LoRA and full fine-tuning was not seen to grow",
         (),
         lambda: all(
             limits_gap(f"batch 16, r={r}", "batch 16, full")[0] > 0.04
@@ -1948,7 +2268,18 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "19_limits",
-        "And rank does help, at every size",
+        "three draws do not tell whether that distance shrinks, stays or grows",
+        (),
+        lambda: (
+            limits_gap("batch 256, r=4", "batch 256, full")[1]
+            < 0
+            < limits_gap("batch 16, r=4", "batch 16, full")[2]
+            < limits_gap("batch 256, r=4", "batch 256, full")[2]
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "The higher rank is nearer in the mean at every size",
         (),
         lambda: all(
             on_limits(f"batch {size}, r=48") < on_limits(f"batch {size}, r=4") - 0.03
@@ -1967,11 +2298,226 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "19_limits",
+        "Its spectrum is long and not flat",
+        (),
+        lambda: all(
+            rank == needed and share > 2 / rank
+            for needed, (rank, share) in ((15, ring_spectrum(16)), (128, ring_spectrum(1024)))
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "Nor is the grey line a floor",
+        (),
+        lambda: (
+            on_limits("16 tokens, r=1") < ring_cut(16, 1) - 0.3
+            and on_limits("1024 tokens, r=16") < ring_cut(1024, 16) - 0.2
+        ),
+    ),
+    Conclusion(
+        "19_limits",
+        "rank 1 knows exactly the facts that have the two commonest",
+        (),
+        lambda: all(
+            abs(row.accuracy - two_commonest(row.seed)) < 1e-6
+            for row in limits_reading.finals(load_recording("limits", "laptop"), "32 facts, r=1")
+        ),
+    ),
+    Conclusion(
+        "19_limits",
         "With all tokens in the ring training whole fails as well",
         (),
         lambda: (
             on_limits("1024 tokens, whole") > 4.5
             and abs(limits_gap("1024 tokens, r=16", "1024 tokens, whole")[0]) < 0.3
+        ),
+    ),
+]
+
+
+FAMILY = family.PROFILES["laptop"]
+RELATIVES = [name for name in FAMILY.methods if name not in ("full", "head only")]
+AT_THE_END = {"OLoRA", "serial adapters", "BitFit"}
+TOKENS = FAMILY.prose.labels
+
+
+def of_family() -> Recording:
+    found = load_recording("family", "laptop")
+    assert found is not None
+    return found
+
+
+def lent_rate(method: str) -> float:
+    return best_rate(of_family().rows, method, FAMILY.labels)
+
+
+def scored(method: str, at: str = "own") -> float:
+    """Right answers, in points."""
+    return 100 * family_reading.standing(of_family(), method, at).mean
+
+
+def ladder_of(method: str) -> list[float]:
+    """The validation loss at each rate that was tried, from the lowest on."""
+    tried = by_rate(of_family().rows, method, FAMILY.labels)
+    return [mean_loss(tried[rate]) for rate in sorted(tried)]
+
+
+def by_alpha(eps: float, what: str) -> list[float]:
+    rows = of_family().rows
+    arms = [alpha_arm(what, k, eps) for k in FAMILY.factors]
+    return [mean_loss(next(iter(by_rate(rows, arm).values()))) for arm in arms]
+
+
+def at_batch(method: str, size: int) -> str:
+    return method if size == FAMILY.batch_size else f"{method}, batch {size}"
+
+
+@functools.cache
+def half_a_rung(method: str, steps: float) -> tuple[float, ...]:
+    """Test losses of the language model so many rungs above a method's best rate."""
+    bench = family.prose_bench(FAMILY.prose)
+    lr = best_rate(of_family().rows, method, TOKENS) * 2**steps
+    runs = [family.MethodRun("", method, lr, seed) for seed in FAMILY.prose.tuning.tested]
+    rows = [family.one_run(run, bench=bench, stages=("final",))[0] for run in runs]
+    return tuple(float(row.log_loss or "nan") for row in rows)
+
+
+def ahead_on_prose(method: str) -> bool:
+    return paired(of_family(), method, "LoRA", "log_loss", TOKENS).high < 0
+
+
+CONCLUSIONS += [
+    Conclusion(
+        "16_family",
+        "PiSSA and OLoRA, whose factors begin long, want half of LoRA's rate",
+        (),
+        lambda: (
+            lent_rate("PiSSA") == lent_rate("OLoRA") == lent_rate("LoRA") / 2
+            and lent_rate("full") == min(map(lent_rate, FAMILY.methods))
+            and all(lent_rate(m) >= 4 * lent_rate("LoRA") for m in ("LoRA-FA", "VeRA", "BitFit"))
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "Four rows end in a cliff",
+        (),
+        lambda: sum(ladder_of(method)[-1] > 2.5 for method in FAMILY.methods) == 4,
+    ),
+    Conclusion(
+        "16_family",
+        "LoRA's own valley is flat",
+        (),
+        lambda: max(ladder_of("LoRA")) - min(ladder_of("LoRA")) < 0.03,
+    ),
+    Conclusion(
+        "16_family",
+        "LoRA+ guesses",
+        (),
+        lambda: scored("LoRA+", "borrowed") < 13 and scored("LoRA+") > 80,
+    ),
+    Conclusion(
+        "16_family",
+        "No relative is ahead of tuned LoRA by an interval without zero. Three are behind it",
+        (),
+        lambda: (
+            {m for m in RELATIVES if paired(of_family(), m, "LoRA").high < 0} == AT_THE_END
+            and all(paired_by_sheet(of_family(), m, "LoRA").high < 0 for m in AT_THE_END)
+            and not any(paired(of_family(), m, "LoRA").low > 0 for m in RELATIVES)
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "both level with LoRA",
+        (),
+        lambda: all(
+            abs(scored(m, "second") - scored("LoRA")) < 0.5 < scored("LoRA") - scored(m)
+            for m in ("LoRA+", "full")
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "Only the three at the end are further from LoRA",
+        (),
+        lambda: (
+            {
+                m
+                for m in RELATIVES
+                if abs(scored(m) - scored("LoRA"))
+                > max(abs(scored(o) - scored(o, "second")) for o in (*RELATIVES, "full"))
+            }
+            == AT_THE_END
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "These nine have no order that this experiment could show",
+        (),
+        lambda: (
+            sum(
+                not AT_THE_END & set(pair)
+                for pair in family_reading.told_apart(of_family(), RELATIVES)
+            )
+            <= 5
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "With twice the steps AdaLoRA fits the labelled pictures better than before",
+        (),
+        lambda: (
+            np.mean([r.train_loss for r in final_rows(of_family(), "AdaLoRA, twice the steps")])
+            < np.mean([r.train_loss for r in final_rows(of_family(), "AdaLoRA")])
+            and not paired(
+                of_family(), "AdaLoRA, twice the steps", "LoRA, twice the steps"
+            ).detectable
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "The order of LoRA and PiSSA is the same at the three sizes",
+        (),
+        lambda: all(
+            -0.02 < paired(of_family(), at_batch("PiSSA", n), at_batch("LoRA", n)).mean < 0
+            and paired(of_family(), at_batch("PiSSA", n), at_batch("LoRA", n)).high > -0.001
+            for n in (8, 32, 128)
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "circles and crosses lie on each other for every factor",
+        (),
+        lambda: (
+            np.allclose(by_alpha(1e-8, "α"), by_alpha(1e-8, "B's rate"), atol=1e-3)
+            and by_alpha(1e-2, "α")[0] > by_alpha(1e-2, "B's rate")[0] + 0.03
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "This time three relatives are ahead of tuned LoRA",
+        (),
+        lambda: (
+            {m for m in FAMILY.prose.methods[1:-1] if ahead_on_prose(m)}
+            == {"LoRA+", "PiSSA", "rsLoRA"}
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "nearly as much as it had been behind two of them",
+        (),
+        lambda: (
+            0.008
+            < family_reading.standing(of_family(), "LoRA", "own", "log_loss", TOKENS).mean
+            - np.mean(half_a_rung("LoRA", 0.5))
+            < 0.02
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "Of three leads one is left",
+        (),
+        lambda: (
+            t_interval(np.subtract(half_a_rung("PiSSA", -0.5), half_a_rung("LoRA", 0.5)))[2] < 0
+            and t_interval(np.subtract(half_a_rung("rsLoRA", 0.5), half_a_rung("LoRA", 0.5)))[2] > 0
         ),
     ),
 ]

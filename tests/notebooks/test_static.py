@@ -38,10 +38,7 @@ def code_lines(cell: dict) -> int:
     return sum(1 for line in text(cell).splitlines() if line.strip())
 
 
-WRITTEN = [path for path in NOTEBOOKS if code_cells(load(path))]
-UNWRITTEN = [path for path in NOTEBOOKS if path not in WRITTEN]
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-written = pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
 
 
 def test_all_nineteen_chapters_are_there_and_in_the_contents():
@@ -102,7 +99,7 @@ def test_labels_are_each_used_once():
             seen[label] = path.stem
 
 
-@written
+@every
 def test_cells_are_short(path):
     """Median about 6 lines, nine in ten at most 20, none over 30; the rest belongs in minilora."""
     lengths = sorted(code_lines(cell) for cell in code_cells(load(path)))
@@ -111,7 +108,7 @@ def test_cells_are_short(path):
     assert lengths[-1] <= 30, lengths
 
 
-@written
+@every
 def test_more_prose_than_code(path):
     """At least eight words of prose for each line of code; solutions and set-up do not count."""
     notebook = load(path)
@@ -126,7 +123,7 @@ def test_more_prose_than_code(path):
 
 def test_set_up_cell_is_the_same_everywhere():
     cells = {}
-    for path in WRITTEN:
+    for path in NOTEBOOKS:
         first = code_cells(load(path))[0]
         assert SETUP_MARK in text(first), f"{path.stem}: the first code cell is not the set-up cell"
         cells[path.stem] = (text(first), json.dumps(first["metadata"], sort_keys=True))
@@ -134,7 +131,7 @@ def test_set_up_cell_is_the_same_everywhere():
     assert "SOURCE = None" in next(iter(cells.values()))[0], "only the published copy is filled in"
 
 
-@written
+@every
 def test_figures_have_alt_text_a_caption_and_a_name(path):
     """What the build checks for each picture drawn is here checked for each one announced."""
     for cell in code_cells(load(path)):
@@ -150,19 +147,19 @@ def test_figures_have_alt_text_a_caption_and_a_name(path):
             assert alt.strip() != figure["caption"].strip(), "alt text is no copy of the caption"
 
 
-@written
+@every
 def test_no_markdown_picture_is_silent(path):
     assert re.findall(r"!\[\s*\]\(", prose(load(path))) == []
 
 
-@written
+@every
 def test_glue_works_without_jupyter_book(path):
     """Colab has no myst_nb: glue comes from minilora.lab.plotting."""
     for cell in code_cells(load(path)):
         assert not re.search(r"(from|import) +myst_nb", text(cell))
 
 
-@written
+@every
 def test_what_is_hidden_is_hidden_everywhere(path):
     """Solutions and plumbing: in the page (hide-cell, remove-cell), in JupyterLab (source_hidden)
     and on Colab (cellView: form)."""
@@ -176,7 +173,7 @@ def test_what_is_hidden_is_hidden_everywhere(path):
         assert all(marks) or not any(marks), f"{cell['id']}: {marks}"
 
 
-@written
+@every
 def test_has_exercises_with_solutions(path):
     notebook = load(path)
     boxes = re.findall(r"^[`:]{3,}\{exercise(?:-start)?\}(.*)$", prose(notebook), re.M)
@@ -184,10 +181,3 @@ def test_has_exercises_with_solutions(path):
     assert all("★" in title for title in boxes), "a title says how hard: ★ to ★★★"
     solutions = [c for c in code_cells(notebook) if "hide-cell" in c["metadata"].get("tags", [])]
     assert len(solutions) >= len(boxes), "an exercise has no solution cell"
-
-
-@pytest.mark.parametrize("path", UNWRITTEN, ids=lambda path: path.stem)
-def test_unwritten_chapters_say_so(path):
-    body = prose(load(path))
-    assert "Not written yet" in body
-    assert 50 <= len(body.split()) <= 160, "one paragraph"

@@ -129,7 +129,7 @@ def draw_batches(
             linestyle=styles.get(method, "-"),
             mfc="white" if method == "PiSSA" else color,
         )
-        label_line(ax, line, method)
+        label_line(ax, line, method, offset=(7, -7 if method == "PiSSA" else 4))
     ax.set_xscale("log")
     sizes = sorted({size for of in arms.values() for size in of})
     ax.set_xticks(sizes, labels=[str(size) for size in sizes])
@@ -138,23 +138,27 @@ def draw_batches(
 
 
 def draw_alpha(
-    ax: Axes, recording: Recording, factors: Sequence[float], epsilons: Sequence[float]
+    axes: Sequence[Axes], recording: Recording, factors: Sequence[float], epsilons: Sequence[float]
 ) -> None:
-    """Validation loss against the factor on α (circles) and on B's rate (crosses), for each ε."""
-    styles: tuple[LineStyle, ...] = ("-", "--", ":")
-    for eps, style in zip(epsilons, styles, strict=False):
-        for what, marker, color in (("α", "o", COLORS["lora"]), ("B's rate", "x", COLORS["full"])):
+    """Validation loss against the factor on α (circles) and on B's rate (crosses); an ε each."""
+    for ax, eps in zip(axes, epsilons, strict=True):
+        for what, marker, color, offset in (
+            ("α", "o", COLORS["lora"], (10, 6)),
+            ("B's rate", "x", COLORS["full"], (-26, -30)),
+        ):
             means = []
             for k in factors:
                 (runs,) = by_rate(recording.rows, alpha_arm(what, k, eps)).values()
                 means.append(mean_loss(runs))
-            (line,) = ax.plot(factors, means, marker, linestyle=style, color=color, mfc="none")
-            if what == "α":
-                label_line(ax, line, f"ε = {eps:g}", color=COLORS["theory"])
-    ax.set_xscale("log", base=4)
-    ax.set_xticks(factors, labels=[f"{k:g}" if k >= 1 else f"1/{1 / k:g}" for k in factors])
-    ax.minorticks_off()
-    ax.set(xlabel="α, or the rate of B, multiplied by", ylabel="validation log loss (nats)")
+            ax.plot(factors, means, marker, linestyle="-", color=color, mfc="none")
+            if eps == max(epsilons):  # where the two part
+                place = factors[len(factors) // 4], means[len(factors) // 4]
+                label_line(ax, place, what, color=color, offset=offset)
+        ax.set_xscale("log", base=4)
+        ax.set_xticks(factors, labels=[f"{k:g}" if k >= 1 else f"1/{1 / k:g}" for k in factors])
+        ax.minorticks_off()
+        ax.set(title=f"ε = {eps:g}", xlabel="multiplied by")
+    axes[0].set_ylabel("validation log loss (nats)")
 
 
 def draw_turning(
