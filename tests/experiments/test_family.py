@@ -208,7 +208,7 @@ def test_a_step_can_be_timed(base: TransformerClassifier, examples: tuple) -> No
 
 def test_every_method_is_tuned_and_tested_on_other_draws(recording: Recording) -> None:
     assert {row.setting for row in recording.rows} == {
-        *("sums", "longer", "batch-8", "alpha", "prose")
+        *("sums", "longer", "batch-8", "alpha", "prose", "finer")
     }
     for name in SMOKE.methods:
         tried = by_rate(recording.rows, name, SMOKE.labels)
@@ -216,6 +216,21 @@ def test_every_method_is_tuned_and_tested_on_other_draws(recording: Recording) -
         best = best_rate(recording.rows, name, SMOKE.labels)
         one = reading.standing(recording, name, labels=SMOKE.labels)
         assert one.rate == best and len(one.values) == len(SMOKE.tuning.tested)
+
+
+def test_the_fine_ladder_has_smaller_steps_and_longer_runs(recording: Recording) -> None:
+    labels, rows = SMOKE.prose.labels, recording.rows
+    for times in SMOKE.prose.finer:
+        tried = sorted(by_rate(rows, family.finer("LoRA", times), labels))
+        ratios = np.divide(tried[1:], tried[:-1])
+        assert len(tried) >= 3 and (ratios < 1.7).all()
+    short, long = (
+        reading.standing(recording, family.finer("LoRA", times), "own", "log_loss", labels)
+        for times in (1, 2)
+    )
+    assert short.values != long.values
+    with pytest.raises(ValueError, match="no"):
+        reading.standing(recording, family.finer("LoRA", 3), "own", "log_loss", labels)
 
 
 def test_all_but_the_lender_are_tested_at_its_rate(recording: Recording) -> None:

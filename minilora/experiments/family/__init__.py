@@ -8,6 +8,7 @@ from minilora.experiments.family.experiment import (
     alpha_runs,
     borrowed,
     compare,
+    finer,
     run,
     second,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "alpha_runs",
     "borrowed",
     "compare",
+    "finer",
     "kind_of",
     "one_run",
     "prepare",

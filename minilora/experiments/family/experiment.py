@@ -5,7 +5,8 @@ is tuned, and tested at its own rate; and it is tested again at the rate that wa
 LoRA, in rows of the kind "borrowed". Part "longer" gives some methods twice the steps. Part "batch"
 tunes some again for other batch sizes, with as many pictures in all. Part "alpha" multiplies α, or
 the rate of B, at several ε of Adam. Part "prose" compares some methods on a language model, and
-its rows have as ``labels`` the tokens of a step.
+its rows have as ``labels`` the tokens of a step. Part "finer" repeats that with smaller steps from
+rate to rate, and for several times the training.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from minilora.experiments.tuning import Runs, Tuning, best_rate, runner_up, tune
 from minilora.lab.sweep import fingerprint
 
 #: What can be run by itself.
-PARTS = ("arms", "prose", "alpha", "longer", "batch")
+PARTS = ("arms", "prose", "alpha", "longer", "batch", "finer")
 
 #: Whose best rate the others borrow.
 LENDER = "LoRA"
@@ -39,6 +40,11 @@ BORROWED, SECOND = "borrowed", "second"
 def borrowed(arm: str) -> str:
     """The name of an arm's rows at the borrowed rate; the lender's are its own."""
     return arm if arm == LENDER else f"{arm}, {BORROWED}"
+
+
+def finer(arm: str, patience: int = 1) -> str:
+    """The name of an arm on the fine ladder of rates, with so many times the usual steps."""
+    return f"{arm}, fine ladder" + (f", {patience} times the steps" if patience > 1 else "")
 
 
 def second(arm: str) -> str:
@@ -121,6 +127,15 @@ def _part(profile: FamilyProfile, part: str, machine: Machine) -> list[Row]:
         bench = prose_bench(prose, str(machine.device))
         runs = [MethodRun(name, name, prose.middles[name]) for name in prose.methods]
         return compare(runs, bench, prose.tuning, machine, lend=True)
+    if part == "finer":
+        prose = profile.prose
+        bench = replace(prose_bench(prose, str(machine.device)), name="finer")
+        runs = [
+            MethodRun(finer(name, times), name, middle, patience=times)
+            for times, middles in prose.finer.items()
+            for name, middle in middles.items()
+        ]
+        return compare(runs, bench, replace(prose.tuning, ladder="fine"), machine)
     bench = adder_bench(profile, machine.device, machine.progress)
     few = replace(profile.tuning, seeds=profile.tuning.seeds[:3])
     if part == "arms":

@@ -34,6 +34,7 @@ class Prose:
     """The second task: a language model that has read code is to learn prose.
 
     ``base`` says how it is pretrained; None for the shipped one. ``windows`` of prose choose rates.
+    ``finer`` is {times the steps: {method: its middle rate on the fine ladder}}.
     """
 
     model: DecoderConfig
@@ -43,6 +44,7 @@ class Prose:
     sizes: Sizes
     methods: tuple[str, ...]
     middles: Mapping[str, float]
+    finer: Mapping[int, Mapping[str, float]]
     tuning: Tuning
     windows: int
 
@@ -94,9 +96,13 @@ _ON_PROSE = {
     **dict.fromkeys(("LoRA", "rsLoRA", "DoRA"), 0.016),
     **{"LoRA+": 0.004, "PiSSA": 0.004, "the matrices": 0.004},
 }
+_FINER = {
+    1: {"LoRA": 0.022, "rsLoRA": 0.01, "LoRA+": 0.005, "DoRA": 0.015, "PiSSA": 0.01},
+    4: {"LoRA": 0.022, "LoRA+": 0.005, "PiSSA": 0.01},
+}
 # On the adder the choice between neighbouring rates is noisy: five draws make it, at every rate.
 _TUNING = Tuning(1, 1, (100, 101, 102, 103, 104), (0, 1, 2, 3, 4), ladder="doubles")
-_SMOOTH = Tuning(1, 1, (100, 101, 102), (0, 1, 2), glance=1, ladder="doubles")
+_SMOOTH = Tuning(1, 1, (100, 101, 102), (0, 1, 2, 3, 4), glance=1, ladder="doubles")
 
 LAPTOP = FamilyProfile(
     name="laptop",
@@ -127,6 +133,7 @@ LAPTOP = FamilyProfile(
         sizes=Sizes(r=16, alpha=8.0, only_B=32, vectors=512, bottleneck=71, first=24, asked=16),
         methods=ON_PROSE,
         middles=_ON_PROSE,
+        finer=_FINER,
         tuning=_SMOOTH,
         windows=64,
     ),
@@ -149,6 +156,7 @@ PROFILES = {
             LAPTOP.prose,
             steps=60,
             methods=("LoRA", "PiSSA"),
+            finer={1: {"LoRA": 0.022}},
             tuning=Tuning(1, 1, (100,), (0,), ladder="doubles"),
         ),
     ),
@@ -198,6 +206,7 @@ PROFILES = {
             sizes=Sizes(r=2, alpha=8.0, only_B=4, vectors=8, bottleneck=2, first=3, asked=4),
             methods=("LoRA", "PiSSA"),
             middles={"LoRA": 0.002, "PiSSA": 0.002},
+            finer={1: {"LoRA": 0.0022}, 2: {"LoRA": 0.0022}},
             tuning=Tuning(1, 1, (100,), (0,), ladder="doubles"),
             windows=4,
         ),
