@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -237,6 +237,14 @@ def _check_free(options: argparse.Namespace) -> None:
         raise AdapterError(f"{options.out} holds an adapter already; give --force to replace it")
 
 
+def _say_broken(folders: Iterable[str]) -> None:
+    """Name what is broken in adapters that go into a sum, in which it would not be seen."""
+    for folder in folders:
+        for finding in inspect(folder).findings:
+            if finding.level == "broken":
+                _say(f"{folder}: {finding.level.upper()} {finding.text}")
+
+
 def _resize(options: argparse.Namespace) -> int:
     _check_free(options)
     _say(resize(options.adapter, options.out, options.rank, options.energy, progress=_bars()))
@@ -260,6 +268,7 @@ def _add(options: argparse.Namespace) -> int:
             raise ValueError(f"{folder!r} is given twice; add their weights up")
         parts[folder] = value
     density = 0.2 if options.density is None else options.density
+    _say_broken(parts)
     done = add(
         parts, options.out, options.rank, options.method,
         density=density, seed=options.seed, progress=_bars(),

@@ -137,6 +137,15 @@ def test_add_reads_weights(tmp_path, capsys):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+def test_add_names_a_part_that_was_never_trained(tmp_path, capsys):
+    folder(tmp_path / "a")
+    folder(tmp_path / "idle", {k: v * ("lora_A" in k) for k, v in factors().items()})
+    parts = [f"{tmp_path}/a", f"{tmp_path}/idle"]
+    code, printed, _ = run(capsys, "add", *parts, tmp_path / "sum")
+    assert code == 0 and "idle: BROKEN B is zero in every layer" in " ".join(printed.split())
+    assert printed.count("BROKEN") == 1
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
