@@ -295,7 +295,7 @@ def test_an_order_has_the_best_first_and_the_lost_last() -> None:
     assert [one.method for one in lent] == ["LoRA", "DoRA", "PiSSA"] and np.isnan(lent[-1].mean)
     assert reading.agreement(own, own) == pytest.approx(1)
     assert reading.agreement(own, lent) == pytest.approx(-0.5)
-    with pytest.raises(ValueError, match="at must be one of own, borrowed, second"):
+    with pytest.raises(ValueError, match="at must be one of own, borrowed, low, second"):
         reading.standing(three(), "LoRA", "else")
 
 

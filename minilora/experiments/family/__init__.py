@@ -9,6 +9,7 @@ from minilora.experiments.family.experiment import (
     borrowed,
     compare,
     finer,
+    low,
     run,
     second,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "compare",
     "finer",
     "kind_of",
+    "low",
     "one_run",
     "prepare",
     "prose_bench",

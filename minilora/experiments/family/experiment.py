@@ -2,11 +2,12 @@
 
 Part "arms" puts every method on the adder of printed digits, which is to add handwritten ones. Each
 is tuned, and tested at its own rate; and it is tested again at the rate that was best for plain
-LoRA, in rows of the kind "borrowed". Part "longer" gives some methods twice the steps. Part "batch"
-tunes some again for other batch sizes, with as many pictures in all. Part "alpha" multiplies α, or
-the rate of B, at several ε of Adam. Part "prose" compares some methods on a language model, and
-its rows have as ``labels`` the tokens of a step. Part "finer" repeats that with smaller steps from
-rate to rate, and for several times the training.
+LoRA, in rows of the kind "borrowed", at a quarter of that, and at its own second-best rate. Part
+"longer" gives some methods twice the steps. Part "batch" tunes some again for other batch sizes,
+with as many pictures in all. Part "alpha" multiplies α, or the rate of B, at several ε of Adam.
+Part "prose" compares some methods on a language model, and its rows have as ``labels`` the tokens
+of a step. Part "finer" repeats that with smaller steps from rate to rate, and for several times the
+training.
 """
 
 from __future__ import annotations
@@ -34,12 +35,20 @@ PARTS = ("arms", "prose", "alpha", "longer", "batch", "finer")
 #: Whose best rate the others borrow.
 LENDER = "LoRA"
 
-BORROWED, SECOND = "borrowed", "second"
+BORROWED, LOW, SECOND = "borrowed", "low", "second"
+
+#: What part of the lender's best rate the low one is.
+PART_OF_RATE = 1 / 4
 
 
 def borrowed(arm: str) -> str:
     """The name of an arm's rows at the borrowed rate; the lender's are its own."""
     return arm if arm == LENDER else f"{arm}, {BORROWED}"
+
+
+def low(arm: str) -> str:
+    """The name of an arm's rows at a low rate, which is the same for all, the lender's as well."""
+    return f"{arm}, {LOW}"
 
 
 def finer(arm: str, patience: int = 1) -> str:
@@ -68,8 +77,9 @@ def compare(
 ) -> list[Row]:
     """Tune every arm and test it at its best rate.
 
-    With ``lend`` it is also tested at the best rate of `LENDER`, and at its own second one. A run
-    stands for its arm, and its rate is the middle of those that are tried at first.
+    With ``lend`` it is also tested at the best rate of `LENDER`, at a quarter of it, and at its
+    own second one. A run stands for its arm, and its rate is the middle of those that are tried at
+    first.
     """
     of = {run.arm: run for run in runs}
 
@@ -84,8 +94,9 @@ def compare(
     if not lend:
         return rows + tested
     lent = dict.fromkeys((arm for arm in of if arm != LENDER), best[LENDER])
+    lower = dict.fromkeys(of, PART_OF_RATE * best[LENDER])
     others = {arm: runner_up(rows, arm) for arm in of}
-    for rates, kind in ((lent, BORROWED), (others, SECOND)):
+    for rates, kind in ((lent, BORROWED), (lower, LOW), (others, SECOND)):
         tested += _elsewhere(of, rates, kind, tested, bench, tuning, machine)
     return rows + tested
 
@@ -111,14 +122,15 @@ def _elsewhere(
         if not rows:
             runs = [of[arm].at(lr, seed) for seed in tuning.tested]
             rows = trained(runs, plain, FINAL, machine)
-        name = borrowed(arm) if kind == BORROWED else second(arm)
+        name = {BORROWED: borrowed, LOW: low, SECOND: second}[kind](arm)
         found += [replace(row, arm=name, kind=kind, setting=bench.name) for row in rows]
     return found
 
 
 def _arm_of(row: Row) -> str:
     """The arm that a row at another rate belongs to; of a row beside the test its own name."""
-    return row.arm.removesuffix(f", {BORROWED}").removesuffix(f", {SECOND}")
+    name, _, last = row.arm.rpartition(", ")
+    return name if last in (BORROWED, LOW, SECOND) else row.arm
 
 
 def _part(profile: FamilyProfile, part: str, machine: Machine) -> list[Row]:
@@ -137,7 +149,6 @@ def _part(profile: FamilyProfile, part: str, machine: Machine) -> list[Row]:
         ]
         return compare(runs, bench, replace(prose.tuning, ladder="fine"), machine)
     bench = adder_bench(profile, machine.device, machine.progress)
-    few = replace(profile.tuning, seeds=profile.tuning.seeds[:3])
     if part == "arms":
         runs = [MethodRun(name, name, profile.middles[name]) for name in profile.methods]
         return compare(runs, bench, profile.tuning, machine, lend=True)
@@ -146,7 +157,7 @@ def _part(profile: FamilyProfile, part: str, machine: Machine) -> list[Row]:
             MethodRun(f"{name}, twice the steps", name, profile.middles[name], patience=2)
             for name in profile.longer
         ]
-        return compare(runs, replace(bench, name="longer"), few, machine)
+        return compare(runs, replace(bench, name="longer"), profile.tuning, machine)
     if part == "batch":
         rows: list[Row] = []
         for size, steps in profile.batches.items():
@@ -156,7 +167,7 @@ def _part(profile: FamilyProfile, part: str, machine: Machine) -> list[Row]:
                 for method, middles in profile.by_batch.items()
             ]
             other = replace(bench, name=name, steps=steps, batch_size=size)
-            rows += compare(runs, other, few, machine)
+            rows += compare(runs, other, profile.tuning, machine)
         return rows
     if part == "alpha":
         return trained(alpha_runs(profile), replace(bench, name="alpha"), TUNE, machine)

@@ -97,11 +97,12 @@ _ON_PROSE = {
     **{"LoRA+": 0.004, "PiSSA": 0.004, "the matrices": 0.004},
 }
 _FINER = {
-    1: {"LoRA": 0.022, "rsLoRA": 0.01, "LoRA+": 0.005, "DoRA": 0.015, "PiSSA": 0.01},
-    4: {"LoRA": 0.022, "LoRA+": 0.005, "PiSSA": 0.01},
+    1: {"LoRA": 0.022, "rsLoRA": 0.01, "LoRA+": 0.005, "DoRA": 0.015, "PiSSA": 0.01}
+    | {"OLoRA": 0.01, "gradient start": 0.022, "the matrices": 0.005},
+    4: {"LoRA": 0.022, "rsLoRA": 0.01, "LoRA+": 0.005, "PiSSA": 0.01},
 }
 # On the adder the choice between neighbouring rates is noisy: five draws make it, at every rate.
-_TUNING = Tuning(1, 1, (100, 101, 102, 103, 104), (0, 1, 2, 3, 4), ladder="doubles")
+_TUNING = Tuning(1, 1, (100, 101, 102, 103, 104), tuple(range(10)), ladder="doubles")
 _SMOOTH = Tuning(1, 1, (100, 101, 102), (0, 1, 2, 3, 4), glance=1, ladder="doubles")
 
 LAPTOP = FamilyProfile(
@@ -168,7 +169,7 @@ PROFILES = {
         steps=300,
         sizes=Sizes(r=4, alpha=8.0, only_B=8, vectors=1024, bottleneck=17, first=6),
         middles=_MIDDLES | {"full": 0.0005},
-        tuning=replace(_TUNING, below=2, tested=(0, 1, 2, 3, 4, 5, 6, 7)),
+        tuning=replace(_TUNING, below=2, tested=tuple(range(8))),
         batches={8: 1200, 128: 75},
         prose=replace(
             LAPTOP.prose,

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from minilora.experiments.family.experiment import borrowed, second
+from minilora.experiments.family.experiment import borrowed, low, second
 from minilora.experiments.family.methods import kind_of
 from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import final_rows, paired, t_interval
@@ -31,8 +31,9 @@ class Standing:
 
 
 def arm_at(method: str, at: str) -> str:
-    """The name of a method's rows at its "own", the "borrowed" or its "second" rate."""
-    names = {"own": method, "borrowed": borrowed(method), "second": second(method)}
+    """The name of a method's rows at its "own", the "borrowed", the "low" or its "second" rate."""
+    names = {"own": method, "borrowed": borrowed(method), "low": low(method)}
+    names["second"] = second(method)
     if at not in names:
         raise ValueError(f"at must be one of {', '.join(names)}, but is {at!r}")
     return names[at]
@@ -41,7 +42,7 @@ def arm_at(method: str, at: str) -> str:
 def standing(
     recording: Recording, method: str, at: str = "own", metric: str = "accuracy", labels: int = 500
 ) -> Standing:
-    """A method at its "own" rate, at the "borrowed" one, or at its own "second" one."""
+    """A method at its "own" rate, at the "borrowed" or "low" one, or at its own "second" one."""
     rows = final_rows(recording, arm_at(method, at), labels)
     values = [getattr(row, metric) for row in rows]
     return Standing(
