@@ -14,7 +14,7 @@ from experiment_help import make_row, recorded
 import minilora
 from minilora.experiments import family
 from minilora.experiments.family import alignment, figures, reading
-from minilora.experiments.recording import Recording
+from minilora.experiments.recording import Recording, Row
 from minilora.experiments.tuning import best_rate, by_rate, judged
 from minilora.lab.decoder import DecoderConfig
 from minilora.lab.language import LanguageModel
@@ -305,6 +305,19 @@ def test_pairs_are_told_apart_over_the_draws_and_not_by_their_means() -> None:
     assert len(numbers) == 6 and min(numbers) < 1
 
 
+def test_what_the_tuning_draws_said_is_paired_by_draw() -> None:
+    def tune(arm: str, lr: float, values: tuple[float, ...]) -> list[Row]:
+        row = Row("tune", arm, "lora", 500, 0, lr=lr, log_loss=lr)
+        return [replace(row, seed=seed, accuracy=value) for seed, value in enumerate(values)]
+
+    rows = [*tune("a", 1.0, (0.5, 0.7, 0.6)), *tune("a", 2.0, (0.9, 0.9, 0.9))]
+    rows += tune("b", 3.0, (0.4, 0.6, 0.5))
+    mean, low, high = reading.while_tuning(replace(three(), rows=rows), "a", "b")
+    assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))  # at rate 1, where a's loss is low
+    with pytest.raises(ValueError, match="same draws"):
+        reading.while_tuning(replace(three(), rows=rows[:-1]), "a", "b")
+
+
 def test_topics_are_paired(recording: Recording) -> None:
     labels = SMOKE.prose.labels
     mean, low, high = reading.over_topics(recording, "LoRA", "PiSSA", labels)
@@ -347,9 +360,11 @@ def test_a_small_start_turns_towards_the_gradient_and_a_large_one_does_not(
         for layer in minilora.lora_layers(model).values():
             layer.A.data *= size
         seen[size] = alignment.turning(model, gradients, *examples, lr=0.3, steps=60, every=20)
-    assert seen[1.0].steps == [1, 20, 40, 60]
+    assert seen[1.0].steps == [2, 20, 40, 60]
     assert abs(seen[1.0].A[-1] - seen[1.0].A[0]) < 0.1
     assert seen[0.01].A[-1] > seen[0.01].A[0] + 0.2
+    assert seen[1.0].learnt[0] > 0.6 > seen[1.0].A[-1]  # what is learnt points there at once
+    assert seen[1.0].grown == sorted(seen[1.0].grown) and seen[0.01].grown[-1] > 1
 
 
 # ---------------------------------------------------------------- the figures
@@ -365,7 +380,7 @@ def test_the_figures_draw_what_the_recording_holds(recording: Recording) -> None
     seconds = {
         name: reading.standing(recording, name, "second", labels=labels).mean for name in names
     }
-    figures.draw_orders(axes[1:3], lent, own, 0.0, seconds)
+    figures.draw_orders(axes[1:3], [lent, own], 0.0, seconds)
     bars = [line.get_xdata()[0] for line in axes[2].lines if line.get_marker() == "|"]
     assert bars == [100 * seconds[one.method] for one in own]
     assert [text.get_text() for text in axes[2].get_yticklabels()] == [one.method for one in own]

@@ -20,12 +20,16 @@ class Turning:
     Attributes:
         A: Share of the sum of squares of A that lies in the gradient's leading right directions,
             as many as the rank. ``B``: likewise in its leading left directions.
+        learnt: Like ``A``, of what A has changed by since the start. ``grown``: the norm of that
+            change beside the norm of the start.
         loss: The training loss.
     """
 
     steps: list[int] = field(default_factory=list)
     A: list[float] = field(default_factory=list)
     B: list[float] = field(default_factory=list)
+    learnt: list[float] = field(default_factory=list)
+    grown: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
 
 
@@ -57,9 +61,11 @@ def turning(
     """Train an adapter in place by plain gradient descent on all examples, and look at it.
 
     ``gradients`` are those of the plain model's weights, {path: (out, in)}. It is looked at after
-    the first step, from which on B is not zero, and after each ``every`` steps.
+    the second step, from which on neither B nor what A has learnt is zero, and after each ``every``
+    steps.
     """
     layers = minilora.lora_layers(model)
+    starts = {path: layer.A.detach().clone() for path, layer in layers.items()}
     sides = {path: torch.linalg.svd(gradients[path], full_matrices=False) for path in layers}
     trained = [p for p in model.parameters() if p.requires_grad]
     seen = Turning()
@@ -69,15 +75,19 @@ def turning(
         with torch.no_grad():
             for p, grad in zip(trained, found, strict=True):
                 p.sub_(grad, alpha=lr)
-        if step == 1 or step % every == 0:
+        if step == 2 or step % every == 0:
             shares = []
             for path, layer in layers.items():
                 U, _, Vh = sides[path]
                 A, B = layer.A.detach(), layer.B.detach()
                 r = layer.r
-                shares.append((share_inside(A.T, Vh[:r].T), share_inside(B, U[:, :r])))
+                change, right = A - starts[path], Vh[:r].T
+                share = share_inside(A.T, right), share_inside(B, U[:, :r])
+                grown = float(change.norm() / starts[path].norm())
+                shares.append((*share, share_inside(change.T, right), grown))
             seen.steps.append(step)
-            seen.A.append(float(np.mean([a for a, _ in shares])))
-            seen.B.append(float(np.mean([b for _, b in shares])))
+            means = map(float, np.mean(shares, axis=0))
+            for what, mean in zip((seen.A, seen.B, seen.learnt, seen.grown), means, strict=True):
+                what.append(mean)
             seen.loss.append(loss.item())
     return seen

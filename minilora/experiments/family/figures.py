@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -59,20 +60,18 @@ def draw_ladders(
 
 def draw_orders(
     axes: Sequence[Axes],
-    borrowed: Sequence[Standing],
-    own: Sequence[Standing],
+    orders: Sequence[Sequence[Standing]],
     floor: float,
     seconds: Mapping[str, float],
     unit: float = 100,
 ) -> None:
-    """Two orders side by side, best on top, with a line from a method's place to its other place.
+    """Orders side by side, best on top, with a line from a method's place to its next place.
 
-    Small marks are draws, large ones their means, and bars the means in ``seconds``, {method: mean
-    at the rate that came second}. A mean below ``floor`` is written at the edge,
-    where it lies off the axis (accuracy).
+    Small marks are draws, large ones their means. On the last axes ticks are the means in
+    ``seconds``, {method: mean at the rate that came second}. A mean below ``floor`` is written at
+    the edge, where it lies off the axis (accuracy).
     """
-    places = {one.method: i for i, one in enumerate(own)}
-    for ax, standings in zip(axes, (borrowed, own), strict=True):
+    for ax, standings in zip(axes, orders, strict=True):
         for i, one in enumerate(standings):
             color, marker = COLORS[one.kind], MARKERS[one.kind]
             values = [unit * v for v in one.values if np.isfinite(v) and v >= floor]
@@ -83,28 +82,31 @@ def draw_orders(
             else:
                 words = "lost" if np.isnan(one.mean) else f"{unit * one.mean:.0f}"
                 label_line(ax, (unit * floor, i), f"◂ {words}", color=color, offset=(4, 0))
-        ax.set(ylim=(len(own) - 0.5, -0.5))
-        names = [one.method for one in standings]
-        ax.set_yticks(range(len(names)), labels=names)
+        ax.set(ylim=(len(standings) - 0.5, -0.5))
+        ax.set_yticks(range(len(standings)), labels=[])
         ax.tick_params(axis="y", length=0)
-    axes[1].yaxis.tick_right()
-    for i, one in enumerate(own):
+    axes[0].set_yticks(range(len(orders[0])), labels=[one.method for one in orders[0]])
+    axes[-1].set_yticks(range(len(orders[-1])), labels=[one.method for one in orders[-1]])
+    axes[-1].yaxis.tick_right()
+    axes[-1].tick_params(axis="y", length=0)
+    for i, one in enumerate(orders[-1]):
         if seconds.get(one.method, np.nan) >= floor:
             mean = unit * seconds[one.method]
-            axes[1].plot(mean, i, "|", color=COLORS[one.kind], ms=13, mew=1.8)
-    for i, one in enumerate(borrowed):
-        j = places[one.method]
-        strong = one.method == LENDER
-        line = ConnectionPatch(
-            (1.0, i),
-            (0.0, j),
-            coordsA=axes[0].get_yaxis_transform(),
-            coordsB=axes[1].get_yaxis_transform(),
-            color=COLORS[one.kind],
-            linewidth=2.4 if strong else 1.0,
-            alpha=1.0 if strong else 0.7,
-        )
-        axes[0].figure.add_artist(line)
+            axes[-1].plot(mean, i, "|", color=COLORS[one.kind], ms=13, mew=1.8)
+    for (left, before), (right, after) in pairwise(zip(axes, orders, strict=True)):
+        places = {one.method: j for j, one in enumerate(after)}
+        for i, one in enumerate(before):
+            strong = one.method == LENDER
+            line = ConnectionPatch(
+                (1.0, i),
+                (0.0, places[one.method]),
+                coordsA=left.get_yaxis_transform(),
+                coordsB=right.get_yaxis_transform(),
+                color=COLORS[one.kind],
+                linewidth=2.4 if strong else 1.0,
+                alpha=1.0 if strong else 0.7,
+            )
+            left.figure.add_artist(line)
 
 
 def draw_batches(
@@ -119,7 +121,9 @@ def draw_batches(
         means = []
         for size in sizes:
             values = [unit * (row.accuracy or np.nan) for row in final_rows(recording, of[size])]
-            ax.plot([size * spread] * len(values), values, ".", color=color, alpha=0.5, ms=4)
+            mark, inside = ("o", "white") if method == "PiSSA" else (".", color)
+            at = [size * spread] * len(values)
+            ax.plot(at, values, mark, color=color, mfc=inside, alpha=0.5, ms=4)
             means.append(np.mean(values))
         (line,) = ax.plot(
             [size * spread for size in sizes],
@@ -134,7 +138,7 @@ def draw_batches(
     sizes = sorted({size for of in arms.values() for size in of})
     ax.set_xticks(sizes, labels=[str(size) for size in sizes])
     ax.minorticks_off()
-    ax.set(xlabel="pictures in a batch (as many in all)", ylabel="test accuracy (%)")
+    ax.set(xlabel="pictures in a batch", ylabel="test accuracy (%)")
 
 
 def draw_alpha(
@@ -157,29 +161,29 @@ def draw_alpha(
         ax.set_xscale("log", base=4)
         ax.set_xticks(factors, labels=[f"{k:g}" if k >= 1 else f"1/{1 / k:g}" for k in factors])
         ax.minorticks_off()
-        ax.set(title=f"ε = {eps:g}", xlabel="multiplied by")
+        ax.set(title=f"ε = {eps:g}", xlabel="α, or B's rate, times")
     axes[0].set_ylabel("validation log loss (nats)")
 
 
 def draw_turning(
     axes: Sequence[Axes], seen: Mapping[str, Turning], gradient: float, chance: float
 ) -> None:
-    """The shares of B and of A in the gradient's leading directions, and the loss, by steps.
+    """The shares of B and of what A learnt in the gradient's leading directions, and the loss.
 
     ``gradient`` is the share of the gradient itself, and ``chance`` that of a random matrix.
     """
     styles: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
-    for ax, what in zip(axes, ("B", "A", "loss"), strict=True):
+    titles = {"B": "factor B", "learnt": "what A has learnt", "loss": "training loss"}
+    for ax, (what, title) in zip(axes, titles.items(), strict=True):
         scale = 1 if what == "loss" else 100
         for (name, one), style in zip(seen.items(), styles, strict=False):
             values = [scale * value for value in getattr(one, what)]
             (line,) = ax.plot(one.steps, values, linestyle=style, color=COLORS["lora"])
-            if what != "loss":  # where the lines end in one place
-                label_line(ax, line, name, color=COLORS["lora"])
-        ax.set(xlabel="steps of gradient descent", title=f"factor {what}")
+            label_line(ax, line, name, color=COLORS["lora"])
+        ax.set(xlabel="steps of gradient descent", title=title)
         ax.set_ylim(0, 105 if what != "loss" else None)
     axes[0].set_ylabel("in the leading directions (%)")
-    axes[2].set(title="training loss", ylabel="nats")
+    axes[2].set_ylabel("nats")
     last = max(one.steps[-1] for one in seen.values())
     for ax, level in ((axes[0], gradient), (axes[1], chance)):
         ax.axhline(100 * level, color=PALE, linewidth=1)

@@ -12,6 +12,7 @@ from minilora.experiments.family.experiment import borrowed, low, second
 from minilora.experiments.family.methods import kind_of
 from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import final_rows, paired, t_interval
+from minilora.experiments.tuning import best_rate, by_rate
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,23 @@ def agreement(first: Sequence[Standing], second: Sequence[Standing]) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def while_tuning(
+    recording: Recording, a: str, b: str, metric: str = "accuracy", labels: int = 500
+) -> tuple[float, float, float]:
+    """a − b on the validation pictures, over the draws that tuned: mean and 95% t-interval.
+
+    Each at its best rate, which these draws and pictures have chosen.
+    """
+    found = []
+    for name in (a, b):
+        best = best_rate(recording.rows, name, labels)
+        rows = by_rate(recording.rows, name, labels)[best]
+        found.append({row.seed: getattr(row, metric) for row in rows})
+    if found[0].keys() != found[1].keys():
+        raise ValueError(f"{a!r} and {b!r} were not tuned with the same draws")
+    return t_interval([found[0][seed] - found[1][seed] for seed in found[0]])
+
+
 def told_apart(
     recording: Recording,
     methods: Sequence[str],
@@ -93,18 +111,18 @@ def told_apart(
 def halves_agree(
     recording: Recording, methods: Sequence[str], metric: str = "accuracy", labels: int = 500
 ) -> list[float]:
-    """The rank correlations of the order by two draws with the order by the others.
+    """The rank correlations of the order by half of the draws with the order by the others.
 
-    One number for each way to take two draws: how far the order is repeated by other draws.
+    One number for each way to take half of them: how far the order is repeated by other draws.
     """
     found = {name: standing(recording, name, "own", metric, labels) for name in methods}
     draws = range(len(next(iter(found.values())).values))
     sign = -1 if metric == "accuracy" else 1
     numbers = []
-    for two in combinations(draws, 2):
-        rest = [draw for draw in draws if draw not in two]
+    for half in combinations(draws, len(draws) // 2):
+        rest = [draw for draw in draws if draw not in half]
         ranks = []
-        for which in (two, rest):
+        for which in (half, rest):
             means = [sign * np.mean([found[name].values[i] for i in which]) for name in methods]
             ranks.append(np.argsort(np.argsort(means)))
         numbers.append(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
