@@ -105,7 +105,6 @@ from minilora.exercises.ch16 import (
     check_best_start,
     check_equal_sizes,
     check_pissa_rate,
-    check_score_gap,
 )
 from minilora.exercises.ch17 import (
     check_merged_weights,

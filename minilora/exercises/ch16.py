@@ -1,4 +1,4 @@
-"""Checks of chapter 16: what a test set can tell apart, equal sizes, PiSSA's rate, the best A."""
+"""Checks of chapter 16: equal sizes, PiSSA's rate, the best A."""
 
 from __future__ import annotations
 
@@ -17,52 +17,6 @@ from minilora.exercises.tools import (
     passed,
     require,
 )
-
-
-def _error(p: float, n: int) -> float:
-    return math.sqrt(p * (1 - p) / n)
-
-
-check_score_gap = Exercise(
-    asks="accuracy from 0 to 1, questions → the standard error of a score, and how far two such "
-    "scores, of two sets of questions, must be apart for a 95% interval without zero.",
-    cases=[(0.5, 100), (0.48, 1319), (0.9, 450)],
-    right=lambda p, n: (_error(p, n), 1.96 * math.sqrt(2) * _error(p, n)),
-    mistakes=[
-        Mistake(
-            lambda p, n: (_error(p, n), 1.96 * _error(p, n)),
-            "The distance is that of *one* score to a number that is known. Both scores scatter: "
-            "their variances add, so the error of the difference is √2 times as large.",
-        ),
-        Mistake(
-            lambda p, n: (_error(p, n), 2 * 1.96 * _error(p, n)),
-            "That is the distance at which two separate intervals no longer touch, which is too "
-            "strict. Variances add, not errors: √2 in place of 2.",
-        ),
-        Mistake(
-            lambda p, n: (math.sqrt(p * (1 - p)), 1.96 * math.sqrt(2 * p * (1 - p))),
-            "That is how far *one answer* scatters. The mean of n answers scatters √n times less.",
-            lambda found, p, n: math.isclose(found[0], math.sqrt(p * (1 - p)), rel_tol=1e-6),
-        ),
-        Mistake(
-            lambda p, n: (p * (1 - p) / n, 1.96 * math.sqrt(2) * p * (1 - p) / n),
-            "p (1 − p) / n is the variance of the score. Its error is the square root.",
-            lambda found, p, n: math.isclose(found[0], p * (1 - p) / n, rel_tol=1e-6),
-        ),
-        Mistake(
-            lambda p, n: (_error(p, n), math.sqrt(2) * _error(p, n)),
-            "One standard error of the difference leaves out zero in a third of all cases where "
-            "there is no difference. 95% takes 1.96 of them.",
-        ),
-    ],
-    otherwise=lambda found, p, n: (
-        f"With {n} questions and an accuracy of {p}, one answer has the variance {p * (1 - p):.3g} "
-        f"and the score {p * (1 - p) / n:.3g}; found {found}."
-    ),
-    passed="variances add: two scores must be 2.8 standard errors apart.",
-    parts=("the standard error", "the distance"),
-)
-
 
 Shapes = list[tuple[int, int]]
 

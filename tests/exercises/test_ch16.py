@@ -30,16 +30,6 @@ def test_another_way_to_the_best_start(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith("passed: ")
 
 
-def test_the_distance_is_left_out_by_chance_in_one_case_of_twenty() -> None:
-    """Simulated: two scores of equal methods, on questions of their own."""
-    p, n = 0.48, 1319
-    error, gap = ch16.check_score_gap.right(p, n)
-    scores = np.random.default_rng(0).binomial(n, p, (40_000, 2)) / n
-    assert scores[:, 0].std() == pytest.approx(error, rel=0.02)
-    share = (np.abs(scores[:, 0] - scores[:, 1]) > gap).mean()
-    assert share == pytest.approx(0.05, abs=0.005)
-
-
 def test_the_equal_sizes_are_those_of_the_package() -> None:
     model = TransformerClassifier(ADDER)
     shapes = [

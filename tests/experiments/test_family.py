@@ -293,16 +293,8 @@ def test_an_order_has_the_best_first_and_the_lost_last() -> None:
     lent = reading.order(three(), names, "borrowed")
     assert [one.method for one in own] == ["PiSSA", "LoRA", "DoRA"]
     assert [one.method for one in lent] == ["LoRA", "DoRA", "PiSSA"] and np.isnan(lent[-1].mean)
-    assert reading.agreement(own, own) == pytest.approx(1)
-    assert reading.agreement(own, lent) == pytest.approx(-0.5)
     with pytest.raises(ValueError, match="at must be one of own, borrowed, low, second"):
         reading.standing(three(), "LoRA", "else")
-
-
-def test_pairs_are_told_apart_over_the_draws_and_not_by_their_means() -> None:
-    assert reading.told_apart(three(), ["LoRA", "PiSSA", "DoRA"]) == [("LoRA", "PiSSA")]
-    numbers = reading.halves_agree(three(), ["LoRA", "PiSSA", "DoRA"])
-    assert len(numbers) == 6 and min(numbers) < 1
 
 
 def test_what_the_tuning_draws_said_is_paired_by_draw() -> None:

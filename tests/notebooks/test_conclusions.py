@@ -45,7 +45,7 @@ from minilora.experiments.mixing import figures as mixing_figures
 from minilora.experiments.mixing.uncut import uncut
 from minilora.experiments.recording import Recording, Row, read_recording
 from minilora.experiments.summaries import (
-    final_rows,
+    Paired,
     paired,
     paired_by_sheet,
     quantities,
@@ -2336,7 +2336,7 @@ CONCLUSIONS += [
 
 
 FAMILY = family.PROFILES["laptop"]
-RELATIVES = [name for name in FAMILY.methods if name not in ("full", "head only")]
+RELATIVES = [name for name in FAMILY.methods if name not in ("LoRA", "full", "head only")]
 AT_THE_END = {"OLoRA", "serial adapters", "BitFit"}
 TOKENS = FAMILY.prose.labels
 
@@ -2347,13 +2347,23 @@ def of_family() -> Recording:
     return found
 
 
-def lent_rate(method: str) -> float:
+def best_of(method: str) -> float:
     return best_rate(of_family().rows, method, FAMILY.labels)
 
 
 def scored(method: str, at: str = "own") -> float:
     """Right answers, in points."""
     return 100 * family_reading.standing(of_family(), method, at).mean
+
+
+def ahead_of_lora(method: str, at: str = "own") -> tuple[float, float, float]:
+    """Points, over the draws: mean, low, high."""
+    of = (family_reading.standing(of_family(), name, at).values for name in (method, "LoRA"))
+    return t_interval(100 * np.subtract(*of))
+
+
+def by_sheets(method: str) -> Paired:
+    return paired_by_sheet(of_family(), method, "LoRA")
 
 
 def ladder_of(method: str) -> list[float]:
@@ -2372,29 +2382,33 @@ def at_batch(method: str, size: int) -> str:
     return method if size == FAMILY.batch_size else f"{method}, batch {size}"
 
 
-@functools.cache
-def half_a_rung(method: str, steps: float) -> tuple[float, ...]:
-    """Test losses of the language model so many rungs above a method's best rate."""
-    bench = family.prose_bench(FAMILY.prose)
-    lr = best_rate(of_family().rows, method, TOKENS) * 2**steps
-    runs = [family.MethodRun("", method, lr, seed) for seed in FAMILY.prose.tuning.tested]
-    rows = [family.one_run(run, bench=bench, stages=("final",))[0] for run in runs]
-    return tuple(float(row.log_loss or "nan") for row in rows)
+def lead_on_prose(method: str, at: str) -> float:
+    """How far a method is ahead of LoRA, nats a token."""
+    means = [
+        family_reading.standing(of_family(), name, at, "log_loss", TOKENS).mean
+        for name in ("LoRA", method)
+    ]
+    return means[0] - means[1]
 
 
-def ahead_on_prose(method: str) -> bool:
-    return paired(of_family(), method, "LoRA", "log_loss", TOKENS).high < 0
+def fine_lead(method: str, times: int = 1) -> tuple[float, float, float]:
+    """Nats a token ahead of LoRA on the fine ladder: mean, low, high."""
+    p = paired(of_family(), *(family.finer(m, times) for m in ("LoRA", method)), "log_loss", TOKENS)
+    return p.mean, p.low, p.high
+
+
+def level_with_lora() -> list[str]:
+    return [m for m in RELATIVES if not paired(of_family(), m, "LoRA").detectable]
 
 
 CONCLUSIONS += [
     Conclusion(
         "16_family",
-        "PiSSA and OLoRA, whose factors begin long, want half of LoRA's rate",
+        "PiSSA and OLoRA, whose steps are longer, want half of LoRA's rate, but rsLoRA does not",
         (),
         lambda: (
-            lent_rate("PiSSA") == lent_rate("OLoRA") == lent_rate("LoRA") / 2
-            and lent_rate("full") == min(map(lent_rate, FAMILY.methods))
-            and all(lent_rate(m) >= 4 * lent_rate("LoRA") for m in ("LoRA-FA", "VeRA", "BitFit"))
+            best_of("PiSSA") == best_of("OLoRA") == best_of("LoRA") / 2
+            and best_of("rsLoRA") == best_of("LoRA") == best_of("gradient start") / 2
         ),
     ),
     Conclusion(
@@ -2411,75 +2425,72 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "16_family",
-        "LoRA+ guesses",
+        "One rate for both makes a table in which either wins",
+        (),
+        lambda: ahead_of_lora("PiSSA", "low")[1] > 0 > ahead_of_lora("PiSSA", "borrowed")[2],
+    ),
+    Conclusion(
+        "16_family",
+        "LoRA+ guesses there",
         (),
         lambda: scored("LoRA+", "borrowed") < 13 and scored("LoRA+") > 80,
     ),
     Conclusion(
         "16_family",
-        "No relative is ahead of tuned LoRA by an interval without zero. Three are behind it",
-        (),
-        lambda: (
-            {m for m in RELATIVES if paired(of_family(), m, "LoRA").high < 0} == AT_THE_END
-            and all(paired_by_sheet(of_family(), m, "LoRA").high < 0 for m in AT_THE_END)
-            and not any(paired(of_family(), m, "LoRA").low > 0 for m in RELATIVES)
-        ),
-    ),
-    Conclusion(
-        "16_family",
-        "both level with LoRA",
+        "Serial adapters, the gradient start and DoRA lose a little",
         (),
         lambda: all(
-            abs(scored(m, "second") - scored("LoRA")) < 0.5 < scored("LoRA") - scored(m)
-            for m in ("LoRA+", "full")
+            -1.5 < scored(m) - scored(m, "borrowed") < 0
+            for m in ("serial adapters", "gradient start", "DoRA")
         ),
     ),
     Conclusion(
         "16_family",
-        "Only the three at the end are further from LoRA",
+        "None of the eleven is ahead of tuned LoRA by an interval without zero",
+        (),
+        lambda: not any(ahead_of_lora(m)[1] > 0 or by_sheets(m).low > 0 for m in RELATIVES),
+    ),
+    Conclusion(
+        "16_family",
+        "Over the draws six are behind, and four of these over the six sheets",
         (),
         lambda: (
-            {
-                m
-                for m in RELATIVES
-                if abs(scored(m) - scored("LoRA"))
-                > max(abs(scored(o) - scored(o, "second")) for o in (*RELATIVES, "full"))
-            }
-            == AT_THE_END
+            {m for m in RELATIVES if ahead_of_lora(m)[2] < 0}
+            == AT_THE_END | {"LoRA+", "LoRA-FA", "PiSSA"}
+            and {m for m in RELATIVES if by_sheets(m).high < 0} == AT_THE_END | {"LoRA+"}
         ),
     ),
     Conclusion(
         "16_family",
-        "These nine have no order that this experiment could show",
+        "at the next, level with LoRA",
+        (),
+        lambda: abs(scored("full", "second") - scored("LoRA")) < 0.5,
+    ),
+    Conclusion(
+        "16_family",
+        "Those of OLoRA, serial adapters and BitFit are larger",
+        (),
+        lambda: all(ahead_of_lora(m)[0] < -2.5 for m in AT_THE_END),
+    ),
+    Conclusion(
+        "16_family",
+        "closer together than two rungs of one method",
         (),
         lambda: (
-            sum(
-                not AT_THE_END & set(pair)
-                for pair in family_reading.told_apart(of_family(), RELATIVES)
+            len(level_with_lora()) == 5
+            and np.ptp([scored(m) for m in ("LoRA", *level_with_lora())])
+            < np.sqrt(
+                np.mean([(scored(m) - scored(m, "second")) ** 2 for m in (*RELATIVES, "full")])
             )
-            <= 5
         ),
     ),
     Conclusion(
         "16_family",
-        "With twice the steps AdaLoRA fits the labelled pictures better than before",
+        "Two others have such intervals",
         (),
         lambda: (
-            np.mean([r.train_loss for r in final_rows(of_family(), "AdaLoRA, twice the steps")])
-            < np.mean([r.train_loss for r in final_rows(of_family(), "AdaLoRA")])
-            and not paired(
-                of_family(), "AdaLoRA, twice the steps", "LoRA, twice the steps"
-            ).detectable
-        ),
-    ),
-    Conclusion(
-        "16_family",
-        "The order of LoRA and PiSSA is the same at the three sizes",
-        (),
-        lambda: all(
-            -0.02 < paired(of_family(), at_batch("PiSSA", n), at_batch("LoRA", n)).mean < 0
-            and paired(of_family(), at_batch("PiSSA", n), at_batch("LoRA", n)).high > -0.001
-            for n in (8, 32, 128)
+            {m for m in RELATIVES if family_reading.while_tuning(of_family(), m, "LoRA")[1] > 0}
+            == {"VeRA", "gradient start", "PiSSA"}
         ),
     ),
     Conclusion(
@@ -2493,31 +2504,71 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "16_family",
-        "This time three relatives are ahead of tuned LoRA",
+        "It is not: AdaLoRA goes from",
         (),
-        lambda: (
-            {m for m in FAMILY.prose.methods[1:-1] if ahead_on_prose(m)}
-            == {"LoRA+", "PiSSA", "rsLoRA"}
+        lambda: paired(of_family(), "AdaLoRA, twice the steps", "LoRA, twice the steps").mean < 0,
+    ),
+    Conclusion(
+        "16_family",
+        "LoRA is first at each size, and PiSSA less than a point behind",
+        (),
+        lambda: all(
+            -0.0105 < paired(of_family(), at_batch("PiSSA", n), at_batch("LoRA", n)).mean < 0
+            and paired(of_family(), at_batch("full", n), at_batch("LoRA", n)).mean < 0
+            for n in (8, 32, 128)
         ),
     ),
     Conclusion(
         "16_family",
-        "nearly as much as it had been behind two of them",
+        "as much as training the matrices whole brings at its best",
         (),
-        lambda: (
-            0.008
-            < family_reading.standing(of_family(), "LoRA", "own", "log_loss", TOKENS).mean
-            - np.mean(half_a_rung("LoRA", 0.5))
-            < 0.02
+        lambda: all(
+            0.9 < lead_on_prose(m, "low") / lead_on_prose("the matrices", "own") < 1.3
+            for m in ("rsLoRA", "PiSSA")
         ),
     ),
     Conclusion(
         "16_family",
-        "Of three leads one is left",
+        "by intervals without zero, over the draws and over the topics of the text",
         (),
         lambda: (
-            t_interval(np.subtract(half_a_rung("PiSSA", -0.5), half_a_rung("LoRA", 0.5)))[2] < 0
-            and t_interval(np.subtract(half_a_rung("rsLoRA", 0.5), half_a_rung("LoRA", 0.5)))[2] > 0
+            {
+                m
+                for m in FAMILY.prose.methods[1:-1]
+                if paired(of_family(), m, "LoRA", "log_loss", TOKENS).high < 0
+                and family_reading.over_topics(of_family(), m, "LoRA", TOKENS)[2] < 0
+            }
+            == {"LoRA+", "rsLoRA", "PiSSA"}
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "They do not vanish",
+        (),
+        lambda: (
+            all(
+                fine_lead(m)[1] > 0 for m in ("rsLoRA", "LoRA+", "PiSSA", "OLoRA", "gradient start")
+            )
+            and fine_lead("DoRA")[1] < 0
+            and all(fine_lead(m)[0] < lead_on_prose(m, "own") for m in ("rsLoRA", "LoRA+"))
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "After four times the training PiSSA is ahead",
+        (),
+        lambda: (
+            fine_lead("PiSSA", 4)[1] > fine_lead("LoRA+", 4)[2] > fine_lead("LoRA+", 4)[1] > 0
+            and abs(fine_lead("rsLoRA", 4)[1]) < 0.001
+        ),
+    ),
+    Conclusion(
+        "16_family",
+        "by a tenth to a fifth of what training the matrices whole brings",
+        (),
+        lambda: all(
+            0.09 < fine_lead(m)[0] / fine_lead("the matrices")[0] < 0.22
+            for m in ("rsLoRA", "LoRA+", "PiSSA", "OLoRA", "gradient start")
         ),
     ),
 ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
 from minilora.experiments.family.experiment import borrowed, low, second
 from minilora.experiments.family.methods import kind_of
 from minilora.experiments.recording import Recording
-from minilora.experiments.summaries import final_rows, paired, t_interval
+from minilora.experiments.summaries import final_rows, t_interval
 from minilora.experiments.tuning import best_rate, by_rate
 
 
@@ -68,13 +67,6 @@ def order(
     return sorted(found, key=lambda one: (np.isnan(one.mean), sign * one.mean))
 
 
-def agreement(first: Sequence[Standing], second: Sequence[Standing]) -> float:
-    """The rank correlation (Spearman's) of two orders of the same methods, from −1 to 1."""
-    places = [{one.method: i for i, one in enumerate(which)} for which in (first, second)]
-    a, b = zip(*[(places[0][name], places[1][name]) for name in places[0]], strict=True)
-    return float(np.corrcoef(a, b)[0, 1])
-
-
 def while_tuning(
     recording: Recording, a: str, b: str, metric: str = "accuracy", labels: int = 500
 ) -> tuple[float, float, float]:
@@ -90,43 +82,6 @@ def while_tuning(
     if found[0].keys() != found[1].keys():
         raise ValueError(f"{a!r} and {b!r} were not tuned with the same draws")
     return t_interval([found[0][seed] - found[1][seed] for seed in found[0]])
-
-
-def told_apart(
-    recording: Recording,
-    methods: Sequence[str],
-    metric: str = "accuracy",
-    labels: int = 500,
-    at: str = "own",
-) -> list[tuple[str, str]]:
-    """The pairs of methods whose difference over the draws has a 95% interval without zero."""
-    name = {method: arm_at(method, at) for method in methods}
-    return [
-        (a, b)
-        for a, b in combinations(methods, 2)
-        if paired(recording, name[a], name[b], metric, labels).detectable
-    ]
-
-
-def halves_agree(
-    recording: Recording, methods: Sequence[str], metric: str = "accuracy", labels: int = 500
-) -> list[float]:
-    """The rank correlations of the order by half of the draws with the order by the others.
-
-    One number for each way to take half of them: how far the order is repeated by other draws.
-    """
-    found = {name: standing(recording, name, "own", metric, labels) for name in methods}
-    draws = range(len(next(iter(found.values())).values))
-    sign = -1 if metric == "accuracy" else 1
-    numbers = []
-    for half in combinations(draws, len(draws) // 2):
-        rest = [draw for draw in draws if draw not in half]
-        ranks = []
-        for which in (half, rest):
-            means = [sign * np.mean([found[name].values[i] for i in which]) for name in methods]
-            ranks.append(np.argsort(np.argsort(means)))
-        numbers.append(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
-    return numbers
 
 
 def over_topics(
