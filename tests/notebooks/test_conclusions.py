@@ -2431,7 +2431,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "16_family",
-        "LoRA+ guesses there",
+        "there, what guessing has, as its $B$ has sixteen times the rate",
         (),
         lambda: scored("LoRA+", "borrowed") < 13 and scored("LoRA+") > 80,
     ),
@@ -2468,7 +2468,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "16_family",
-        "Those of OLoRA, serial adapters and BitFit are larger",
+        "OLoRA, serial adapters and BitFit lie beyond it",
         (),
         lambda: all(ahead_of_lora(m)[0] < -2.5 for m in AT_THE_END),
     ),
@@ -2486,7 +2486,7 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "16_family",
-        "Two others have such intervals",
+        "The gradient start and PiSSA have such intervals, too",
         (),
         lambda: (
             {m for m in RELATIVES if family_reading.while_tuning(of_family(), m, "LoRA")[1] > 0}
@@ -2520,10 +2520,10 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "16_family",
-        "as much as training the matrices whole brings at its best",
+        "more than training the matrices whole brings at its best",
         (),
         lambda: all(
-            0.9 < lead_on_prose(m, "low") / lead_on_prose("the matrices", "own") < 1.3
+            1 < lead_on_prose(m, "low") / lead_on_prose("the matrices", "own") < 1.3
             for m in ("rsLoRA", "PiSSA")
         ),
     ),
