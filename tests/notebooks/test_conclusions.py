@@ -2358,8 +2358,8 @@ def scored(method: str, at: str = "own") -> float:
 
 def ahead_of_lora(method: str, at: str = "own") -> tuple[float, float, float]:
     """Points, over the draws: mean, low, high."""
-    of = (family_reading.standing(of_family(), name, at).values for name in (method, "LoRA"))
-    return t_interval(100 * np.subtract(*of))
+    p = paired(of_family(), *(family_reading.arm_at(name, at) for name in (method, "LoRA")))
+    return 100 * p.mean, 100 * p.low, 100 * p.high
 
 
 def by_sheets(method: str) -> Paired:

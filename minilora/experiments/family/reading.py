@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +32,15 @@ class Standing:
 
 def arm_at(method: str, at: str) -> str:
     """The name of a method's rows at its "own", the "borrowed", the "low" or its "second" rate."""
-    names = {"own": method, "borrowed": borrowed(method), "low": low(method)}
-    names["second"] = second(method)
+    names: dict[str, Callable[[str], str]] = {
+        "own": str,
+        "borrowed": borrowed,
+        "low": low,
+        "second": second,
+    }
     if at not in names:
         raise ValueError(f"at must be one of {', '.join(names)}, but is {at!r}")
-    return names[at]
+    return names[at](method)
 
 
 def standing(
