@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -70,6 +70,7 @@ LINESTYLES: dict[str, LineStyle] = {
 }
 INK = "#1F2328"
 PALE = "#8C959F"
+READABLE = 4.6  # the contrast that words need to white is 4.5 (WCAG 2.1, success criterion 1.4.3)
 
 # Positive is LoRA's blue, nothing is white, negative is the vermilion of full fine-tuning.
 SIGNED = LinearSegmentedColormap.from_list(
@@ -120,6 +121,28 @@ def use_style() -> None:
     )
 
 
+def contrast(color: str) -> float:
+    """How far a colour stands out from white: 1 for white, 21 for black (WCAG 2.1)."""
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in to_rgb(color)
+    ]
+    return 1.05 / (float(np.dot([0.2126, 0.7152, 0.0722], linear)) + 0.05)
+
+
+def word_color(color: str) -> str:
+    """The colour in which words about a line of this colour are written.
+
+    Thin strokes need more contrast than lines do. The hue stays, and the colour is darkened until
+    it stands out from white by 4.6 to 1; a colour that does so already is returned as it is.
+    """
+    if contrast(color) >= READABLE:
+        return color
+    rgb = np.asarray(to_rgb(color))
+    shades = (to_hex(rgb * (1 - step / 100)) for step in range(1, 101))
+    return next(shade for shade in shades if contrast(shade) >= READABLE)
+
+
 def label_line(
     ax: Axes,
     where: Line2D | tuple[float, float],
@@ -133,7 +156,8 @@ def label_line(
     """Write ``text`` beside a line's last point, or beside the point ``(x, y)``.
 
     ``where`` is a line that ``ax.plot`` returned, whose colour the label takes, or a pair in data
-    coordinates. ``offset`` is in points. The label may stand outside the axes: saving with a tight
+    coordinates. The label's colour is darkened where it would be hard to read (``word_color``).
+    ``offset`` is in points. The label may stand outside the axes: saving with a tight
     bounding box, as notebooks do, makes room for it.
 
     Raises ValueError for a line without a finite point.
@@ -152,7 +176,7 @@ def label_line(
         (float(x), float(y)),
         xytext=offset,
         textcoords="offset points",
-        color=color or INK,
+        color=word_color(color or INK),
         ha=ha,
         va=va,
         annotation_clip=False,

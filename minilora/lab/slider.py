@@ -22,6 +22,21 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 
+def webp(data: bytes) -> bytes:
+    """The same picture as WebP, to the pixel where that is small, and else nearly so.
+
+    Drawings and small pictures stay exact. A photo of more than 30 kB is stored at quality 85,
+    which takes about a tenth of the bytes of a PNG.
+    """
+    image = Image.open(io.BytesIO(data))
+    exact, near = io.BytesIO(), io.BytesIO()
+    image.save(exact, format="WEBP", lossless=True, method=6)
+    if exact.tell() <= 30_000:
+        return exact.getvalue()
+    image.save(near, format="WEBP", quality=85, method=6)
+    return min(exact.getvalue(), near.getvalue(), key=len)
+
+
 def png(picture: ArrayLike | Figure, width: int | None = None) -> bytes:
     """PNG bytes of a picture or figure.
 
@@ -85,9 +100,11 @@ class Slider:
         frames = "".join(
             f'<div class="ml-frame" role="group" aria-label="{html.escape(label)}">'
             f'<img alt="{html.escape(f"{self.alt} Here: {label}")}" '
-            f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+            f'src="data:image/webp;base64,{base64.b64encode(webp(data)).decode()}" '
+            f'width="{width}" height="{height}">'
             f'<div class="ml-label">{html.escape(label)}</div></div>'
             for data, label in zip(self.pngs, self.labels, strict=True)
+            for width, height in [Image.open(io.BytesIO(data)).size]
         )
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
         return (

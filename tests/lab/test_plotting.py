@@ -45,11 +45,34 @@ def test_label_line_takes_the_end_and_the_colour_of_a_line() -> None:
     (line,) = ax.plot([1, 2, 3, 4], [5, 6, 7, np.nan], color="#D55E00")
     label = plotting.label_line(ax, line, "full")
     assert label.xy == (3, 7)
-    assert label.get_color() == "#D55E00"
+    assert label.get_color() == plotting.word_color("#D55E00") != "#D55E00"
     assert plotting.label_line(ax, (1.5, 2.5), "here").xy == (1.5, 2.5)
     (empty,) = ax.plot([], [])
     with pytest.raises(ValueError, match="no finite point"):
         plotting.label_line(ax, empty, "nothing")
+
+
+@pytest.mark.parametrize("color", [*plotting.COLORS.values(), plotting.PALE, "#FFFFFF", "yellow"])
+def test_words_stand_out_from_white_in_every_colour(color: str) -> None:
+    word = plotting.word_color(color)
+    assert plotting.contrast(word) >= 4.5
+    if plotting.contrast(color) >= plotting.READABLE:
+        assert word == color
+
+
+def test_a_darker_word_keeps_the_hue_of_its_line() -> None:
+    import colorsys
+
+    from matplotlib.colors import to_rgb
+
+    assert plotting.contrast("#000000") == pytest.approx(21)
+    assert plotting.contrast("#FFFFFF") == pytest.approx(1)
+    assert plotting.contrast("#E69F00") == pytest.approx(2.25, abs=0.01)
+    for color in ("#E69F00", "#56B4E9", "#CC79A7"):
+        before, after = (
+            colorsys.rgb_to_hsv(*to_rgb(c)) for c in (color, plotting.word_color(color))
+        )
+        assert after[0] == pytest.approx(before[0], abs=0.02) and after[2] < before[2]
 
 
 def test_numbers_are_written_with_a_true_minus_and_no_minus_zero() -> None:
@@ -114,7 +137,9 @@ def test_slider_is_self_contained_and_has_words_for_every_picture() -> None:
         f"A plain picture. Here: {label}" for label in ("dark", "<grey>", "light")
     ]
     pixels = [
-        decoded(base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,")))[0, 0]
+        decoded(base64.b64decode(str(image["src"]).removeprefix("data:image/webp;base64,")))[
+            0, 0, 0
+        ]
         for image in images
     ]
     assert pixels == [0, 128, 255]

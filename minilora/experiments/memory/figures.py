@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import quantities, ratios, t_interval
-from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line
+from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, PALE, label_line, word_color
 from minilora.lab.predicting import Step
 
 #: Colour and hatching of what a step holds. Logits are drawn with the activations.
@@ -152,7 +152,7 @@ def draw_times(ax: Axes, recording: Recording, arms: Sequence[str]) -> None:
         # In a column beside the axes, where no line comes.
         words = str(middle) if arm != "full" else "1"
         side = ax.get_yaxis_transform()
-        ax.text(1.02, place, words, color=color, transform=side, va="center")
+        ax.text(1.02, place, words, color=word_color(color), transform=side, va="center")
     ax.axvline(2 / 3, color=COLORS["theory"], linestyle="--", linewidth=1)
     label_line(ax, (2 / 3, -0.5), "2/3", offset=(0, 8), ha="center")
     ax.axvline(1, color=COLORS["full"], linewidth=1)

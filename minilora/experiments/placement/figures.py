@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 
 from minilora.experiments.recording import Recording
 from minilora.experiments.summaries import final_rows, paired, summarise
-from minilora.lab.plotting import COLORS, INK, LINESTYLES, MARKERS, LineStyle, label_line
+from minilora.lab.plotting import (
+    COLORS,
+    INK,
+    LINESTYLES,
+    MARKERS,
+    LineStyle,
+    label_line,
+    word_color,
+)
 
 AXES = {"accuracy": "test accuracy (%)", "log_loss": "test log loss (nats)"}
 DIFFERENCES = {"accuracy": "points of accuracy", "log_loss": "nats of log loss"}
@@ -46,8 +54,8 @@ def draw_comparison(
         if abs(unit * p.mean) > limit:
             text = f"{unit * p.mean:+.2f}, from {unit * p.low:+.2f} to {unit * p.high:+.2f} →"
             text = text.replace("-", "−")
-            right.text(0.98, place, text, ha="right", va="center", color=color, fontsize=9,
-                       transform=right.get_yaxis_transform())  # fmt: skip
+            right.text(0.98, place, text, ha="right", va="center", color=word_color(color),
+                       fontsize=9, transform=right.get_yaxis_transform())  # fmt: skip
             continue
         right.plot([unit * p.low, unit * p.high], [place, place], color=color, linewidth=1.5)
         face = color if p.detectable else "white"
