@@ -9,12 +9,13 @@ N =
 PYTEST_FLAGS =
 BENCH_FLAGS =
 FAULTS_FLAGS =
+WEIGH_FLAGS =
 
 # Threads that wait by spinning slow a busy machine down tenfold; these sleep.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help env book chapter assignments lab test site-check bench faults gpu-check format lint \
-	clean
+.PHONY: help env book pdf epub chapter assignments lab test site-check weigh bench faults \
+	gpu-check format lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -25,6 +26,12 @@ env: ## make .venv and install everything into it, once
 
 book: env ## execute every notebook and build the site
 	@$(PY) book/_tools/build.py
+
+pdf: env ## the book as build/lora-measured.pdf; needs XeLaTeX
+	@$(PY) book/_tools/paper.py pdf
+
+epub: env ## the book as build/lora-measured.epub
+	@$(PY) book/_tools/paper.py epub
 
 chapter: env ## build one chapter for the one who writes it: make chapter N=8
 	@$(PY) book/_tools/build.py --chapter "$(N)"
@@ -41,7 +48,10 @@ test: env ## every test that needs neither the built site nor a browser
 	@$(PY) -m pytest -m "not site" $(PYTEST_FLAGS)
 
 site-check: env ## test the built pages in headless Chromium
-	@$(PY) -m pytest -m site tests/book $(PYTEST_FLAGS)
+	@$(PY) -m pytest -m site tests/book -n 2 --dist loadfile $(PYTEST_FLAGS)
+
+weigh: env ## weigh the built pages as a phone gets them: seconds, kB, how far the text jumps
+	@$(PY) book/_tools/weigh.py $(WEIGH_FLAGS)
 
 bench: env ## time and weigh minilora beside PEFT, loralib and full fine-tuning
 	@$(PY) tests/bench/bench.py $(BENCH_FLAGS)

@@ -4,6 +4,7 @@
 
 Any warning is a failure: a cell that raises, a broken reference, a figure without alt text. With
 --chapter only that notebook is executed, into a site of its own, and only its warnings count.
+Notebooks are executed by execute.py, which says for how long; Sphinx then finds them executed.
 """
 
 from __future__ import annotations
@@ -64,13 +65,16 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str]
     return process.returncode, problems
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chapter", default=None, help="number of the one chapter to build")
-    parser.add_argument("--output", default="build", help="folder for the site (default: build)")
-    options = parser.parse_args()
+def failed(code: int, problems: list[str]) -> int:
+    """Say what is wrong, once more and last."""
+    print("\nThe book was not built. What is wrong:", file=sys.stderr)
+    print("\n".join(f"  {problem}" for problem in problems[:40]), file=sys.stderr)
+    return code
 
-    environment = os.environ | {
+
+def surroundings() -> dict[str, str]:
+    """The environment variables that a build runs with."""
+    return os.environ | {
         # Not a fault of the book: the kernel that builds it has no widgets for progress bars.
         "PYTHONWARNINGS": "ignore:IProgress not found",
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, not one from elsewhere
@@ -81,6 +85,15 @@ def main() -> int:
         # Threads that wait by spinning slow a busy machine down tenfold; these sleep.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chapter", default=None, help="number of the one chapter to build")
+    parser.add_argument("--output", default="build", help="folder for the site (default: build)")
+    options = parser.parse_args()
+
+    environment = surroundings()
     page, output, strict = "book/index", options.output, ["-W", "--keep-going"]
     if options.chapter is not None:
         page = page_of(options.chapter)
@@ -91,6 +104,12 @@ def main() -> int:
         environment["BOOK_ONLY_CHAPTER"] = page
 
     began = time.time()
+    environment["BOOK_BEGAN"] = str(began)  # what was executed since is not from an earlier build
+    execute = [sys.executable, str(ROOT / "book" / "_tools" / "execute.py")]
+    code, problems = run([*execute, *(["--only", page] if options.chapter else [])], environment)
+    if code != 0:
+        return failed(code, problems)
+    print("\nSphinx reads and writes the pages now: a minute or two.", flush=True)
     code, problems = run(
         [
             str(Path(sys.executable).with_name("jupyter-book")), "build", ".",
@@ -109,9 +128,7 @@ def main() -> int:
     if code != 0:
         # Sphinx says what is wrong with a page when it reads it; make it read all of them again.
         shutil.rmtree(ROOT / output / "_build" / ".doctrees", ignore_errors=True)
-        print("\nThe book was not built. What is wrong:", file=sys.stderr)
-        print("\n".join(f"  {problem}" for problem in problems[:40]), file=sys.stderr)
-        return code
+        return failed(code, problems)
     shown = (ROOT / output / "_build" / "html" / f"{page}.html").resolve()
     print(f"\nBuilt in {time.time() - began:.0f} s. Open this page in a browser:\n  {shown}")
     return 0

@@ -5,9 +5,9 @@
 Colab shows MyST's roles and directives as raw text. So each chapter is written once more with its
 exercise boxes as quotations, its references as the titles and numbers that the site shows, its
 citations as names and years, its glued values as the numbers of the last build, its figures'
-captions as text under the cell, and the set-up cell's SOURCE filled in, so that the notebook
-installs the package of exactly this commit. Needs a built site: numbers and glued values come from
-there.
+captions as text under the cell, its live models as a pointer to the published page, and the set-up
+cell's SOURCE filled in, so that the notebook installs the package of exactly this commit. Needs a
+built site: numbers and glued values come from there.
 """
 
 from __future__ import annotations
@@ -149,6 +149,9 @@ def _directive(name: str, title: str, lines: list[str], known: Lookups) -> str:
         return f"![{options.get('alt', '')}]({title})" + (
             f"\n\n*{body.strip()}*" if body.strip() else ""
         )
+    if name == "live":
+        shown = known.link("In the published page", options.get("name", ""))
+        return _quote("", f"{shown} this place holds a model that you can try. {body}")
     if name == "code-block":
         return f"```{title}\n" + "\n".join(rest) + "\n```"
     if name in ("bibliography", "tableofcontents", "raw", "exercise-end", "solution-end", "index"):
@@ -275,7 +278,11 @@ def citations() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
 def lookups_of_site(build: Path, site: str) -> Lookups:
     """Titles and numbers as Sphinx gave them, from the environment that the build left."""
     with open(build / "_build" / ".doctrees" / "environment.pickle", "rb") as file:
-        env = pickle.load(file)
+        return lookups_of(pickle.load(file), site)
+
+
+def lookups_of(env, site: str) -> Lookups:
+    """The same from an environment in memory."""
     known = Lookups(site=site.rstrip("/"))
     known.citations, known.links = citations()
     labels = env.domaindata["std"]["labels"] | env.domaindata["std"]["anonlabels"]

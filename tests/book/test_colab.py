@@ -72,6 +72,15 @@ def test_boxes_become_quotations():
     )
 
 
+def test_a_live_model_becomes_a_pointer_to_the_page():
+    myst = ":::{live}\n:name: ch-svd\nThe adder and its {term}`class token`.\n:::"
+    page = "https://someone.github.io/book/notebooks/02_svd.html#ch-svd"
+    assert colab.plain(myst, KNOWN) == (
+        f"> [In the published page]({page}) this place holds a model that you can try. "
+        "The adder and its class token."
+    )
+
+
 def test_boxes_within_boxes():
     myst = "::::{card} You will\nlearn\n\n:::{note}\nthat\n:::\n::::"
     assert colab.plain(myst, KNOWN) == "> **You will**\n>\n> learn\n>\n> > **Note**\n> >\n> > that"

@@ -162,19 +162,6 @@ def test_links_within_the_book_lead_somewhere(site):
     assert broken == []
 
 
-def test_search_finds_a_word(browser, address):
-    with Visit(browser, address, "book/index.html") as opened:
-        opened.page.keyboard.press("Control+k")
-        box = opened.page.locator("input[type=search]:visible")
-        assert box.count() == 1, "one search box, opened by Ctrl+K"
-        box.fill("singular")
-        box.press("Enter")
-        opened.page.wait_for_selector("#search-results li a", timeout=15000)
-        hits = opened.page.locator("#search-results li a").all_inner_texts()
-        assert any("Glossary" in hit for hit in hits), hits
-        assert opened.refused == []
-
-
 def test_every_chapter_is_in_the_contents(browser, address):
     with Visit(browser, address, "book/index.html") as opened:
         links = opened.page.locator(".bd-sidebar-primary a").evaluate_all(

@@ -12,7 +12,7 @@ DESK = {"width": 1280, "height": 900}
 PAGES = sorted(
     path.relative_to(SITE).as_posix()
     for folder in ("book", "notebooks")
-    for path in (SITE / folder).glob("*.html")
+    for path in (SITE / folder).rglob("*.html")
 ) or ["book/index.html"]
 
 

@@ -162,9 +162,12 @@ def test_glue_works_without_jupyter_book(path):
 @every
 def test_what_is_hidden_is_hidden_everywhere(path):
     """Solutions and plumbing: in the page (hide-cell, remove-cell), in JupyterLab (source_hidden)
-    and on Colab (cellView: form)."""
+    and on Colab (cellView: form). The set-up cell is for notebooks: only the page leaves it out."""
     for cell in code_cells(load(path)):
         metadata = cell["metadata"]
+        if SETUP_MARK in text(cell):
+            assert metadata == {"tags": ["remove-cell"]}
+            continue
         marks = [
             not {"hide-cell", "remove-cell"}.isdisjoint(metadata.get("tags", [])),
             metadata.get("jupyter", {}).get("source_hidden", False),
