@@ -323,9 +323,12 @@ CONCLUSIONS = [
     ),
     Conclusion(
         "08_lora_transformer",
-        "but both factors together do better",
+        "but in the mean of these draws both factors together do better",
         ("rank",),
-        lambda run: better(run, "random A, r=8", "LoRA r=8").high < 0.004,
+        lambda run: (
+            better(run, "random A, r=8", "LoRA r=8").mean < 0
+            and better(run, "random A, r=8", "LoRA r=8").high < 0.015
+        ),
     ),
     Conclusion(
         "08_lora_transformer",
@@ -386,13 +389,12 @@ CONCLUSIONS = [
     Conclusion(
         "08_lora_transformer",
         "LoRA of rank 8 has kept a point more than full fine-tuning, which the interval "
-        "does not tell from nothing; nor does it at the best rate of each",
+        "does not tell from nothing",
         ("rank",),
         lambda run: (
             abs(better(run, "LoRA r=8, at 0.007", f"{FULL}, runner-up").mean) < 0.01
             and -0.005 < printed(run, "LoRA r=8, at 0.007", f"{FULL}, runner-up").mean < 0.025
             and not apart(printed(run, "LoRA r=8, at 0.007", f"{FULL}, runner-up"))
-            and not apart(printed(run, "LoRA r=8", FULL))
         ),
     ),
     # Chapter 9
@@ -707,11 +709,11 @@ CONCLUSIONS += [
     Conclusion(
         "10_placement",
         "`down`, V, and Q with V are behind 'all six' in the log loss of the figure, and in the "
-        "mean of the table by two or three points of accuracy",
+        "mean of the table by two to four points of accuracy",
         ("placement-places",),
         lambda run: all(
             paired(run, place, ALL_SIX, "log_loss").low > -0.005
-            and -0.04 < better(run, place, ALL_SIX).mean < -0.015
+            and -0.045 < better(run, place, ALL_SIX).mean < -0.015
             for place in ("down, r=8", "V, r=20", "Q, V, r=10")
         ),
     ),
@@ -730,11 +732,11 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "10_placement",
-        "The first block by itself is ahead of the whole model, with the same number of "
-        "parameters; the second is behind, and the third is far behind",
+        "The first block by itself is level with the whole model or ahead of it, with the same "
+        "number of parameters; the second is behind, and the third is far behind",
         ("placement-places", "placement-blocks"),
         lambda *runs: (
-            better(together(*runs), BLOCKS[0], ALL_SIX).low > 0
+            better(together(*runs), BLOCKS[0], ALL_SIX).low > -0.02
             and better(together(*runs), BLOCKS[1], ALL_SIX).high < -0.03
             and better(together(*runs), BLOCKS[2], BLOCKS[1]).high < -0.03
         ),
@@ -1055,15 +1057,27 @@ def undone(run: Recording, r: int) -> float:
     return (kept - again) / (kept - accuracy(run, "2 bits, untrained"))
 
 
-def lead_at(default: Recording, second: Recording, r: int, lr: float) -> float:
-    """By how much LoftQ is ahead at two bits where both starts are tested at this rate."""
-    both, arm = together(default, second), f"2 bits, r={r}"
+def leads_at(default: Recording, second: Recording, lr: float) -> list:
+    """By how much LoftQ is ahead at two bits, rank by rank, where both starts took this rate."""
+    both = together(default, second)
     of = {one.arm: one.lr for one in summarise(both)}
-    a, b = (
-        next(name for name in (start, f"{start}, runner-up") if of[name] == lr)
-        for start in (f"{arm}, LoftQ", arm)
-    )
-    return paired(both, a, b).mean
+    found = []
+    for r in (4, 16):
+        pair = [
+            [name for name in (start, f"{start}, runner-up") if of[name] == lr]
+            for start in (f"2 bits, r={r}, LoftQ", f"2 bits, r={r}")
+        ]
+        if all(pair):
+            found.append(better(both, pair[0][0], pair[1][0]))
+    return found
+
+
+def kept_at(run: Recording, r: int, larger: bool) -> float:
+    """Accuracy after rounding again, at the larger or the smaller of the two tested rates."""
+    arms = [f"2 bits, r={r}", f"2 bits, r={r}, runner-up"]
+    of = {one.arm: one.lr for one in summarise(run)}
+    arm = max(arms, key=of.__getitem__) if larger else min(arms, key=of.__getitem__)
+    return accuracy(run, f"{arm}, rounded again")
 
 
 def starts(default: Recording, second: Recording, bits: int, r: int, more: str = ""):
@@ -1101,11 +1115,11 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "15_quantized",
-        "would be ahead of rank 4, so that nothing is known about the ranks here",
+        "so that nothing is known about the ranks here",
         ("quantized-default",),
         lambda run: (
-            better(run, "2 bits, r=16, runner-up", "2 bits, r=4").mean > 0
-            and better(run, "2 bits, r=16, runner-up", "2 bits, r=16").mean > 0.01
+            abs(better(run, "2 bits, r=16, runner-up", "2 bits, r=4").mean) < 0.04
+            and abs(better(run, "2 bits, r=16, runner-up", "2 bits, r=16").mean) < 0.04
         ),
     ),
     Conclusion(
@@ -1142,11 +1156,12 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "15_quantized",
-        "With 0.01 LoftQ is ahead at both ranks in the mean, with 0.022 behind at both",
+        "With 0.01 LoftQ is ahead in the mean; with 0.022 no lead is left that its interval tells "
+        "from nothing",
         ("quantized-default", "quantized-LoftQ"),
-        lambda default, second: all(
-            lead_at(default, second, r, 0.01) > 0 > lead_at(default, second, r, 0.022)
-            for r in (4, 16)
+        lambda default, second: (
+            all(one.mean > 0 for one in leads_at(default, second, 0.01))
+            and all(one.low <= 0 for one in leads_at(default, second, 0.022))
         ),
     ),
     Conclusion(
@@ -1188,20 +1203,16 @@ CONCLUSIONS += [
     ),
     Conclusion(
         "15_quantized",
-        "a third of what training had gained at rank 4 and three quarters at rank 16",
+        "between a third and three quarters of what training had gained",
         ("quantized-default",),
-        lambda run: 0.23 < undone(run, 4) < 0.43 and 0.65 < undone(run, 16) < 0.85,
+        lambda run: all(0.28 < undone(run, r) < 0.8 for r in (4, 16)),
     ),
     Conclusion(
         "15_quantized",
-        "Rank 16 loses more since its chosen rate is lower",
+        "of its two best rates each rank keeps more with the larger one",
         ("quantized-default",),
-        lambda run: (
-            best_rate(run.rows, "2 bits, r=16") < best_rate(run.rows, "2 bits, r=4")
-            and accuracy(run, "2 bits, r=16, runner-up, rounded again")
-            > accuracy(run, "2 bits, r=16, rounded again") + 0.1
-            and accuracy(run, "2 bits, r=4, runner-up, rounded again")
-            < accuracy(run, "2 bits, r=4, rounded again") - 0.05
+        lambda run: all(
+            kept_at(run, r, larger=True) > kept_at(run, r, larger=False) + 0.05 for r in (4, 16)
         ),
     ),
     Conclusion(
