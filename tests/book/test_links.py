@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.open_at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.open_at_once)
+        time.sleep(0.02)  # long enough for a second request to be seen beside this one
+        with self.server.lock:  # before the answer: the next request may come right after it
+            self.server.open_at_once -= 1
         codes = self.path.strip("/").partition("?")[0].split("-then-")
         code = codes[min(self.server.asked[self.path], len(codes) - 1)]
         self.server.asked[self.path] += 1
@@ -42,8 +46,6 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(int(code))
             self.end_headers()
-        with self.server.lock:
-            self.server.open_at_once -= 1
 
     def log_message(self, *_: object) -> None:
         pass
