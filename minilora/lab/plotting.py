@@ -138,8 +138,9 @@ def word_color(color: str) -> str:
     """
     if contrast(color) >= READABLE:
         return color
-    rgb = np.asarray(to_rgb(color))
-    shades = (to_hex(rgb * (1 - step / 100)) for step in range(1, 101))
+    red, green, blue = to_rgb(color)
+    lights = (1 - step / 100 for step in range(1, 101))
+    shades = (to_hex((red * light, green * light, blue * light)) for light in lights)
     return next(shade for shade in shades if contrast(shade) >= READABLE)
 
 
