@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import datetime
 import os
-import subprocess
 from pathlib import Path
 from typing import ClassVar
 
 from docutils import nodes
 from PIL import Image
+from repository import git
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.transforms.post_transforms.images import ImageConverter
@@ -36,21 +36,11 @@ UNPRINTED = ("The tests of this table",)
 WAITING = "not attempted yet"  # what an exercise's cell says before the reader has done anything
 
 
-def _git(*command: str) -> str:
-    try:
-        answer = subprocess.run(
-            ["git", *command], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
-
-
 def edition() -> tuple[datetime.date, str]:
     """The date of this edition and its commit: those of the last commit, else today and ''."""
-    stamp = os.environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct")
+    stamp = os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct")
     day = datetime.datetime.fromtimestamp(int(stamp), datetime.UTC) if stamp else None
-    commit = _git("rev-parse", "--short=10", "HEAD")
+    commit = git("rev-parse", "--short=10", "HEAD")
     return (day.date() if day else datetime.date.today()), commit
 
 

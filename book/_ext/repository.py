@@ -26,19 +26,23 @@ def github_slug(url: str) -> str | None:
     return f"{found[1]}/{found[2]}" if found else None
 
 
+def git(*words: str, root: Path = ROOT) -> str:
+    """What git answers in this repository; '' where there is no git, or it has no answer."""
+    try:
+        answer = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
+
+
 def repository_slug(root: Path = ROOT) -> str | None:
     """'owner/name' of the repository that this book is built from, or None."""
     slug = os.environ.get("GITHUB_REPOSITORY", "").strip()
     if re.fullmatch(r"[\w.-]+/[\w.-]+", slug):
         return slug
-    try:
-        answer = subprocess.run(
-            ["git", "remote", "get-url", "origin"],
-            cwd=root, capture_output=True, text=True, timeout=20, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return github_slug(answer.stdout) if answer.returncode == 0 else None
+    return github_slug(git("remote", "get-url", "origin", root=root))
 
 
 def _configure(app, config):

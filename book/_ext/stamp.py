@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime
 from functools import cache
@@ -24,7 +23,7 @@ from urllib.parse import quote, urlencode
 import yaml
 from addresses import address_of
 from executed import executed
-from repository import BRANCH, repository_slug
+from repository import BRANCH, git, repository_slug
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -53,20 +52,10 @@ def day(moment: float) -> str:
 @cache
 def commit(root: Path = ROOT) -> str:
     """The commit that the pages are built from, and whether files were changed since; or ''."""
-
-    def git(*words: str) -> str:
-        try:
-            answer = subprocess.run(
-                ["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        return answer.stdout.strip()
-
-    found = os.environ.get("GITHUB_SHA", "").strip() or git("rev-parse", "HEAD")
+    found = os.environ.get("GITHUB_SHA", "").strip() or git("rev-parse", "HEAD", root=root)
     if not re.fullmatch(r"[0-9a-f]{40}", found):
         return ""
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", root=root)
     return found[:7] + (" with changes" if changed else "")
 
 
@@ -75,13 +64,7 @@ def whole_commit(root: Path = ROOT) -> str:
     """The commit's full name, or '' where there is none or the files differ from it."""
     if not commit(root) or " " in commit(root):
         return ""
-    given = os.environ.get("GITHUB_SHA", "").strip()
-    if given:
-        return given
-    answer = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
-    )
-    return answer.stdout.strip()
+    return os.environ.get("GITHUB_SHA", "").strip() or git("rev-parse", "HEAD", root=root)
 
 
 @cache

@@ -153,10 +153,22 @@ def pages(site: Path, asked: list[str]) -> list[str]:
     return [name for name in found if not asked or any(word in name for word in asked)]
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
 def browser_path() -> str | None:
-    """A Chromium on this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    """A Chromium on this machine: CHROMIUM, the usual names, or macOS's application."""
+    asked = os.environ.get("CHROMIUM")
+    if asked:
+        return asked if Path(asked).exists() else None
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    for app in ("Google Chrome", "Chromium"):
+        path = Path(f"/Applications/{app}.app/Contents/MacOS/{app}")
+        if path.exists():
+            return str(path)
+    return None
 
 
 def main() -> int:

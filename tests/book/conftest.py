@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from weigh import browser_path
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build" / "_build" / "html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
-
-def browser_path() -> str | None:
-    """A Chromium on this machine: CHROMIUM, the usual names, or macOS's application."""
-    asked = os.environ.get("CHROMIUM")
-    if asked:
-        return asked if Path(asked).exists() else None
-    for name in BROWSERS:
-        if found := shutil.which(name):
-            return found
-    for app in ("Google Chrome", "Chromium"):
-        path = Path(f"/Applications/{app}.app/Contents/MacOS/{app}")
-        if path.exists():
-            return str(path)
-    return None
 
 
 @pytest.fixture(scope="session")

@@ -49,17 +49,13 @@ is a CSS pixel at every width, so words keep their size on a phone (14 px). It h
   A look: ink (a colour of moving.css: lora full head scratch random biases logistic neighbours
   base floor, pale, text), dash "5 4", wide 2 (px), r 5 (px), hollow, faint,
   mark "o" "s" "^" "v" "D" "x".
-  Moving.still is true where the reader wants no motion; Moving.glide(from, to, seconds, step)
-  calls step(value) frame by frame, or once at the end where still.
 
 Numbers come from Moving.data.NAME, a script that the build writes (book/_ext/moving_data.py), or
 from formulas; never by hand. Without script, in print and in other formats the printed figure
 stands alone; so it does where data are missing or `draw` fails. */
 'use strict';
 (() => {
-  const calm = matchMedia("(prefers-reduced-motion: reduce)");
-  const Moving = window.Moving = {data: {}, pictures: {}, register, glide,
-    get still() { return calm.matches; }};
+  const Moving = window.Moving = {data: {}, pictures: {}, register};
   let count = 0; // of mounted pictures, for ids
 
   function element(space, tag, attributes = {}, children = []) {
@@ -86,18 +82,6 @@ stands alone; so it does where data are missing or `draw` fails. */
         console.error(error);
       }
     }
-  }
-
-  function glide(from, to, seconds, step) {
-    if (Moving.still) return void step(to);
-    let began;
-    const frame = now => {
-      began ??= now;
-      const part = Math.min(1, (now - began) / (1000 * seconds));
-      step(from + (to - from) * part);
-      if (part < 1) requestAnimationFrame(frame);
-    };
-    requestAnimationFrame(frame);
   }
 
   /* --- The box around a picture */
