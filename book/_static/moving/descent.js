@@ -73,7 +73,9 @@ the sum of the squares of D − B A, with A uniform between ±1/√48. */
   }
 
   const LOW = 0.02, HIGH = 60;
-  const plain = value => value >= 0.01 || value === 0 ? value.toFixed(2) : value.toExponential(0);
+  const plain = value => value >= 0.01 || value === 0 ? value.toFixed(2)
+    : value < 1e-6 ? "less than a millionth"
+      : value.toLocaleString("en", {maximumSignificantDigits: 1}); // 0.002, and not 2e-3
 
   Moving.register("descent", {
     title: "Does learning get down to the floor?",
@@ -136,7 +138,7 @@ the sum of the squares of D − B A, with A uniform between ±1/√48. */
     const down = last < 0.01 ? `After ${STEPS} steps the walk has reached the floor`
       : `After ${STEPS} steps it is still ${plain(last)} above`;
     const begins = step ? `, from ${plain(losses[0])} at the start` : "";
-    return `At step ${step} the loss is ${plain(here)}${begins}. That is ${above < 1e-9
-      ? "less than 1e-9" : plain(above)} above ${goal}. ${down}.`;
+    return `At step ${step} the loss is ${plain(here)}${begins}. That is ${above < 1e-6
+      ? "less than a millionth" : plain(above)} above ${goal}. ${down}.`;
   }
 })();
