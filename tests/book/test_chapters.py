@@ -131,3 +131,18 @@ def test_the_map_in_the_book(browser, address, size, columns):
         assert all(re.search(r"reads in \d+ min", fact) for fact in facts)
         notebooks = sum((ROOT / f"{page}.ipynb").is_file() for page in table)
         assert sum("runs in" in fact for fact in facts) == notebooks
+
+
+@pytest.mark.site
+def test_the_card_of_a_chapter_and_the_map_say_the_same(site):
+    """Reading times, to the five minutes that they are rounded to."""
+    shown = (site / "book" / "index.html").read_text(encoding="utf-8")
+    shown = shown[shown.index('id="the-chapters"') :]
+    compared = 0
+    for page in sorted((site / "notebooks").glob("*.html")):
+        entry = shown[shown.index(f"{page.name}") :]
+        counted = int(re.search(r"reads in (\d+)", entry)[1])
+        said = re.search(r"Reading takes about (\d+) minutes", page.read_text(encoding="utf-8"))
+        assert abs(int(said[1]) - counted) <= 5, f"{page.stem}: {said[1]} on its card, {counted}"
+        compared += 1
+    assert compared == 19

@@ -478,7 +478,7 @@ def test_differences_of_arms_are_those_of_the_package(browser, address):
         live.get_by_label("Compare").select_option("LoRA r=1")
         one = paired(result, "LoRA r=1", "full fine-tuning")
         low, high = (f"{100 * v:+.1f}".replace("-", "−") for v in (one.low, one.high))
-        assert f"(95 % interval {low} to {high})" in says(live)
+        assert f"(95% interval {low} to {high})" in says(live)
 
 
 @pytest.mark.site
@@ -672,10 +672,10 @@ def test_content_and_style_at_a_strength_are_those_of_the_recording(browser, add
         slider = live.get_by_label("Strength of the adapter")
         slider.fill("1.5")
         share = 100 * mean_share(result, "slanted, strength 1.5", "style")
-        assert f"the style in {share:.4g} % (" in says(live)
+        assert f"the style in {share:.4g}% (" in says(live)
         assert "not measured" not in says(live)
         slider.fill("1.75")
         both = [mean_share(result, f"slanted, strength {s}", "style") for s in ("1.5", "2")]
         assert "not measured. On the straight line between the measured 1.5 and 2" in says(live)
-        read = float(re.search(r"the style in ([\d.]+) %", says(live))[1])
+        read = float(re.search(r"the style in ([\d.]+)%", says(live))[1])
         assert read == pytest.approx(100 * np.mean(both), abs=0.06)

@@ -98,7 +98,7 @@
       return `${part}. The nearest of the ${levels.length} levels is ${show(levels[codes[0]], 3)}, `
         + `code ${codes[0]}: it comes back as ${show(back[0])}, an error of `
         + `${show(back[0] - weight)}. Over the block the relative error is `
-        + `${(100 * lost).toFixed(1)} %, for ${Number((bits + 32 / state.block).toFixed(2))} bits a `
+        + `${(100 * lost).toFixed(1)}%, for ${Number((bits + 32 / state.block).toFixed(2))} bits a `
         + "weight.";
     },
   });

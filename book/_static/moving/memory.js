@@ -217,7 +217,7 @@ tests/book/test_moving.py compares every number. */
         : "all of them are trained";
       return `${big(found.parameters)} parameters, and ${trained}. The peak is ${gib(found.peak)} GiB:`
         + ` ${fits}, and a real run needs somewhat more. The largest pile is the ${piles[0][1]},`
-        + ` ${share} % of all.`;
+        + ` ${share}% of all.`;
     },
   });
 })();

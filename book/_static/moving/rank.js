@@ -121,7 +121,7 @@
           {...look, dx: 11}];
       })));
       for (const arm of drawn) {
-        const points = values(arm), words = v => loss ? v.toFixed(2) : `${v.toFixed(1)} %`;
+        const points = values(arm), words = v => loss ? v.toFixed(2) : `${v.toFixed(1)}%`;
         axes.target(arm.parameters, mean(points), {key: arm.arm, on: arm === a,
           label: `${arm.arm}, ${arm.parameters.toLocaleString("en")} parameters: mean `
             + `${words(mean(points))}, runs ${points.map(words).join(", ")}`,
@@ -158,7 +158,7 @@
       const text = Math.abs(unit * v).toFixed(loss ? 3 : 1);
       return `${Number(text) === 0 ? "" : v < 0 ? "−" : "+"}${text}`;
     };
-    const says = ([name, p]) => `${name}, ${number(p.mean)} (95 % interval ${number(p.low)} to `
+    const says = ([name, p]) => `${name}, ${number(p.mean)} (95% interval ${number(p.low)} to `
       + `${number(p.high)}), which ${p.low <= 0 && p.high >= 0 ? "holds zero" : "leaves out zero"}`;
     const runs = values(a).map(v => v.toFixed(loss ? 2 : 1)).join(", ");
     return `${a.arm} minus ${b.arm}, in ${loss ? "nats" : "percentage points"}: `

@@ -30,7 +30,7 @@
 
   Moving.register("rates", {
     title: "Does the best learning rate move when the rank changes?",
-    help: "Choose a rule for the scale, and draw the learning rate through the valleys. Lines: the first "
+    help: "Choose a rule for the scale, and move the learning rate through the valleys. Lines: the first "
       + "draw. Marks: means of three draws, filled at the best rate. Crosses: broken runs.",
     compute: {at},
     controls: [

@@ -8,7 +8,7 @@
   const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
   const {strengths} = data, low = strengths[0], high = strengths.at(-1);
   const show = strength => String(strength).replace("-", "−");
-  const percent = share => `${Number((100 * share).toFixed(1))} %`;
+  const percent = share => `${Number((100 * share).toFixed(1))}%`;
 
   /** {measured, below, above, content, style}: means over the seeds at a strength. */
   function at(style, strength) {
@@ -25,7 +25,7 @@
 
   Moving.register("strength", {
     title: "What is gained and lost when an adapter is turned up?",
-    help: "Draw the strength along the curves. Filled marks: measured, the mean of the seeds.",
+    help: "Move the strength along the curves. Filled marks: measured, the mean of the seeds.",
     compute: {at},
     controls: [
       {kind: "range", name: "strength", label: "Strength of the adapter", min: low, max: high,
