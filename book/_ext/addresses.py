@@ -188,20 +188,24 @@ def _not_found(app):
     yield "404", {"title": "This page does not exist", "body": body}, "page.html"
 
 
-def _root_page(app) -> str:
-    """The page at the root, which leads on to the front page: Jupyter Book's has no words."""
-    target, title = quote(app.config.root_doc) + ".html", escape(app.config.html_title)
-    canonical = address_of(app.config.html_baseurl, app.config.root_doc)
-    link = f'\n<link rel="canonical" href="{escape(canonical)}">' if canonical else ""
+def root_page(title: str, language: str, target: str, canonical: str = "") -> str:
+    """The page at the site's root: it leads on by itself, and by a link where that is refused."""
+    title, target = escape(title), escape(target)
+    link = f'\n    <link rel="canonical" href="{escape(canonical)}" />' if canonical else ""
     return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<meta http-equiv="refresh" content="0; url={target}">{link}
-</head>
-<body><p><a href="{target}">{title}</a></p></body>
+<html lang="{escape(language)}">
+  <head>
+    <meta charset="utf-8" />
+    <meta name="viewport" content="width=device-width, initial-scale=1" />
+    <meta http-equiv="refresh" content="0; url={target}" />{link}
+    <title>{title}</title>
+  </head>
+  <body>
+    <main>
+      <h1>{title}</h1>
+      <p>The first page of the book: <a href="{target}">{title}</a></p>
+    </main>
+  </body>
 </html>
 """
 
@@ -218,9 +222,11 @@ def sitemap(url: str, pages: list[str]) -> str:
 def _finish(app, exception):
     if exception is not None or app.builder.format != "html":
         return
-    out, url = Path(app.outdir), app.config.html_baseurl
-    if app.config.root_doc != "index":
-        (out / "index.html").write_text(_root_page(app), encoding="utf-8")
+    out, url, front = Path(app.outdir), app.config.html_baseurl, app.config.root_doc
+    if front != "index":
+        page = root_page(app.config.html_title, app.config.language, f"{quote(front)}.html",
+                         address_of(url, front))  # fmt: skip
+        (out / "index.html").write_text(page, encoding="utf-8")
     lost = out / "404.html"
     # With <base> a link to a place on this page would lead to the root instead.
     text = lost.read_text(encoding="utf-8")

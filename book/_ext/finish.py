@@ -8,8 +8,7 @@ stays as it was, and a page that is mended already stays as it is. What is mende
 - Japanese words are marked as Japanese (`japanese`);
 - the colours are known before the first paint (`COLOURS`), and a page has them without a script;
 - formulas have their place before they are drawn (`place`), and MathJax comes only with them;
-- without a script there is a way to the contents (`NO_SCRIPT`);
-- the site's root leads to the first page (`root_page`).
+- without a script there is a way to the contents (`NO_SCRIPT`).
 """
 
 from __future__ import annotations
@@ -173,12 +172,11 @@ class _Page(HTMLParser):
         if self._element is None or self._element[0] != tag:
             return
         _, attrs, start, content = self._element
+        self._element = None
         if tag == "script":
             self._script(dict(attrs), start, self.page[content:begin], begin + len("</script>"))
-            self._element = None
         else:
             self._formula(tag, attrs, start, content, begin)
-            self._element = None
 
     def _script(self, given: dict[str, str | None], start: int, code: str, end: int) -> None:
         source = given.get("src") or ""
@@ -229,28 +227,6 @@ def mend(page: str) -> str:
     return "".join([*parts, page[done:]])
 
 
-def root_page(title: str, language: str, target: str) -> str:
-    """The page at the site's root: it leads on by itself, and by a link where that is refused."""
-    title, target = html.escape(title), html.escape(target)
-    return f"""<!DOCTYPE html>
-<html lang="{html.escape(language)}">
-  <head>
-    <meta charset="utf-8" />
-    <meta name="viewport" content="width=device-width, initial-scale=1" />
-    <meta http-equiv="refresh" content="0; url={target}" />
-    <link rel="canonical" href="{target}" />
-    <title>{title}</title>
-  </head>
-  <body>
-    <main>
-      <h1>{title}</h1>
-      <p><a href="{target}">Go to the first page of the book</a></p>
-    </main>
-  </body>
-</html>
-"""
-
-
 def _finish(app, exception) -> None:
     if exception is not None or app.builder.format != "html":
         return
@@ -262,9 +238,6 @@ def _finish(app, exception) -> None:
         mended = mend(page)
         if mended != page:
             path.write_text(mended, encoding="utf-8")
-    if app.config.root_doc != "index":
-        text = root_page(app.config.html_title, app.config.language, f"{app.config.root_doc}.html")
-        (folder / "index.html").write_text(text, encoding="utf-8")
 
 
 def setup(app):

@@ -123,6 +123,12 @@ def test_the_root_leads_on_with_a_link(tmp_path):
     assert '<a href="book/index.html">The book</a>' in page
 
 
+def test_root_page_escapes_what_it_says():
+    page = addresses.root_page("A & B", "en", "book/index.html")
+    assert "<title>A &amp; B</title>" in page and 'lang="en"' in page
+    assert 'url=book/index.html"' in page and '<a href="book/index.html">' in page
+
+
 @pytest.mark.parametrize(("url", "base"), [("", "/"), ("https://a.org/lora/", "/lora/")])
 def test_the_page_for_no_page_stands_on_the_root(tmp_path, monkeypatch, url, base):
     if url:

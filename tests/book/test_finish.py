@@ -120,12 +120,6 @@ def test_a_mended_page_stays_as_it_is():
     assert finish.mend(page) == page
 
 
-def test_root_page_escapes_what_it_says():
-    page = finish.root_page("A & B", "en", "book/index.html")
-    assert "<title>A &amp; B</title>" in page and 'lang="en"' in page
-    assert 'url=book/index.html"' in page and '<a href="book/index.html">' in page
-
-
 @pytest.mark.parametrize(
     ("tex", "drawn"),  # em of the text, measured in Chromium with MathJax 3.2.2
     [
