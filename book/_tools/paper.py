@@ -18,9 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from build import ROOT, chapters, run, surroundings
+from build import ROOT, run, surroundings
 
-__all__ = ["chapters", "complaints", "log_of", "main", "overfull"]
 NAME = "lora-measured"
 PACKAGES = (
     "texlive-xetex texlive-fonts-recommended fonts-texgyre fonts-texgyre-math fonts-dejavu-core "

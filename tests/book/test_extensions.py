@@ -2,91 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import textwrap
-from pathlib import Path
 
 import figures
 import offline
 import pytest
 import repository
-
-ROOT = Path(__file__).resolve().parents[2]
-
-sphinx = pytest.importorskip("sphinx.application")
-
-# 1x1 PNG
-DOT = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
-    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
-FIGURE = {
-    "image": {"alt": "A single dark dot in the middle."},
-    "figure": {"caption": "A dot.", "name": "fig-dot"},
-}
-
-
-def build(
-    folder: Path, pages: dict[str, object], extensions: tuple[str, ...], settings: str = ""
-) -> str:
-    """Build a project of these pages with warnings collected; return the warnings."""
-    source = folder / "source"
-    source.mkdir()
-    extensions_line = repr(["myst_nb", *extensions])
-    (source / "conf.py").write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(ROOT / "book" / "_ext")!r})
-        extensions = {extensions_line}
-        nb_execution_mode = "off"
-        master_doc = "index"
-        nitpicky = True
-        """)
-        + settings
-    )
-    for name, content in pages.items():
-        text = content if isinstance(content, str) else json.dumps(content)
-        (source / name).write_text(text)
-    warnings = io.StringIO()
-    app = sphinx.Sphinx(
-        str(source), str(source), str(folder / "out"), str(folder / "trees"), "html",
-        status=io.StringIO(), warning=warnings, freshenv=True,
-    )  # fmt: skip
-    app.build()
-    lines = re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue()).splitlines()
-    # A second Sphinx in one process says of its own nodes that they are known already.
-    return "\n".join(line for line in lines if "while setting up extension" not in line)
-
-
-def notebook(*outputs: dict, **metadata: object) -> dict:
-    """A notebook with one code cell that has these outputs."""
-    return {
-        "cells": [
-            {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Title"]},
-            {
-                "cell_type": "code",
-                "id": "b",
-                "metadata": metadata,
-                "source": ["draw()"],
-                "execution_count": 1,
-                "outputs": [
-                    {"output_type": "display_data", "metadata": {}, "data": output}
-                    for output in outputs
-                ],
-            },
-        ],
-        "metadata": {
-            "kernelspec": {"name": "python3", "display_name": "Python 3"},
-            "language_info": {"name": "python"},
-        },
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-
-
-PNG = {"image/png": DOT, "text/plain": "<Figure>"}
+from tiny_site import FIGURE, PNG, build, notebook
 
 
 def test_a_drawn_figure_without_alt_text_is_named_with_its_cell(tmp_path):
@@ -240,7 +162,7 @@ trace
 
 def test_a_glossary_entry_leads_to_the_section_that_explains_its_word(tmp_path):
     pages = {"index.md": "# I\n\n```{toctree}\none\nwords\n```\n", "one.md": CHAPTER}
-    settings = 'myst_enable_extensions = ["colon_fence"]\nglossary_page = "words"'
+    settings = 'glossary_page = "words"\n'
     said = build(tmp_path, {**pages, "words.md": GLOSSARY}, ("glossary_links",), settings)
     assert said == ""
     text = (tmp_path / "out" / "words.html").read_text()

@@ -13,7 +13,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from site_help import DESK, PHONE, Visit
 from sphinx.errors import ExtensionError
-from test_extensions import build
+from tiny_site import build
 from torch.nn import functional as F
 
 from minilora import LoRAConfig, add_lora, lora_layers, set_strength
@@ -27,7 +27,7 @@ WEIGHTS = "window.LIVE_WEIGHTS={};\n"
 ON_PAGE = (
     "# One\n\n:::{live}\n:name: fig-one\nWhat the **model** does.\n:::\n\nSee {numref}`fig-one`.\n"
 )
-SETTINGS = 'myst_enable_extensions = ["colon_fence"]\nnumfig = True\n'
+SETTINGS = "numfig = True\n"
 
 
 # ---------------------------------------------------------------- the directive

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from site_help import DESK, PHONE, ROOT, SITE, Visit
-from test_extensions import PNG, build, notebook
+from tiny_site import FIGURE, PNG, build, notebook
 
 from minilora.experiments import rates
 from minilora.experiments.images.reading import mean_share
@@ -25,16 +25,14 @@ from minilora.quantize import NF4_LEVELS, nearest_levels, normal_float_levels, r
 
 # --- The extension, on tiny projects ----------------------------------------------------------
 
-FIGURE = {"image": {"alt": "A dot."}, "figure": {"caption": "A dot.", "name": "fig-dot"}}
 STATIC = f"html_static_path = [{str(ROOT / 'book' / '_static')!r}]\n"
-COLON = 'myst_enable_extensions = ["colon_fence"]\n'
 TOC = "# Title\n\n```{toctree}\nmoves\nprinted\n```\n"
 
 
-def built(folder, page, **more) -> tuple[str, str, str]:
+def built(folder, page) -> tuple[str, str, str]:
     """Warnings, and the HTML of a page that moves and of one that does not."""
     pages = {"index.md": TOC, "printed.md": "# Printed\n", **page}
-    warnings = build(folder, pages, ("figures", "moving"), STATIC + COLON, **more)
+    warnings = build(folder, pages, ("figures", "moving"), STATIC)
     return warnings, *((folder / "out" / f"{n}.html").read_text() for n in ("moves", "printed"))
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from posixpath import dirname, join, normpath
@@ -18,11 +17,11 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
+from build import chapters
+from paper import complaints, log_of, overfull
+from site_help import ROOT
 
 pytestmark = pytest.mark.site
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_tools"))
-from paper import chapters, complaints, log_of, overfull  # noqa: E402
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 OPF = "{http://www.idpf.org/2007/opf}"

@@ -12,7 +12,7 @@ import panels
 import pictures
 import pytest
 from PIL import Image
-from test_extensions import FIGURE, build, notebook
+from tiny_site import FIGURE, build, notebook
 
 
 def png(width: int = 300, height: int = 150, *, noise: bool = False, mode: str = "RGB") -> bytes:
@@ -158,8 +158,7 @@ def test_a_formula_between_spaces_stays_as_it_is(html):
 
 
 def test_pages_hold_their_formulas(tmp_path):
-    settings = 'myst_enable_extensions = ["dollarmath"]'
-    build(tmp_path, {"index.md": "# Title\n\nLet $x$, a number.\n"}, ("formulas",), settings)
+    build(tmp_path, {"index.md": "# Title\n\nLet $x$, a number.\n"}, ("formulas",))
     assert '<span class="held">' in (tmp_path / "out" / "index.html").read_text()
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import paper
+import printed
+import printed_epub
+import printed_latex
 import pytest
-
-pytest.importorskip("sphinx", reason="needs the book's tools")
-ROOT = Path(__file__).resolve().parents[2]
-for folder in ("_ext", "_tools"):
-    sys.path.insert(0, str(ROOT / "book" / folder))
-import paper  # noqa: E402
-import printed  # noqa: E402
-import printed_epub  # noqa: E402
-import printed_latex  # noqa: E402
-from docutils import nodes  # noqa: E402
-from sphinx_exercise.nodes import exercise_enumerable_node, exercise_title  # noqa: E402
+from docutils import nodes
+from sphinx_exercise.nodes import exercise_enumerable_node, exercise_title
 
 M = "{http://www.w3.org/1998/Math/MathML}"
 

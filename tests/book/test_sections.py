@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import textwrap
 from pathlib import Path
 
 import glossary_links
 import glossary_rows
 import pytest
 import sections
+from tiny_site import Tiny
 
-ROOT = Path(__file__).resolve().parents[2]
-
-sphinx = pytest.importorskip("sphinx.application")
-
-EXTENSIONS = ["myst_nb", "sphinx.ext.autodoc", "sphinx_exercise", "glossary_rows", "sections"]
+EXTENSIONS = ("sphinx.ext.autodoc", "sphinx_exercise", "glossary_rows", "sections")
 INDEX_PAGE = (
     "# Front\n\n```{toctree}\n:numbered:\nchapter\n```\n\n```{toctree}\nwords\nclaims\n```\n"
 )
@@ -94,30 +89,8 @@ CLAIMS = """
 
 def build(folder: Path, pages: dict[str, str]) -> tuple[str, Path]:
     """Build a project of these pages; return the warnings and the folder of the site."""
-    source = folder / "source"
-    source.mkdir(exist_ok=True)
-    (source / "conf.py").write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(ROOT / "book" / "_ext")!r})
-        extensions = {EXTENSIONS!r}
-        myst_enable_extensions = ["colon_fence", "dollarmath"]
-        nb_execution_mode = "off"
-        master_doc = "index"
-        """)
-    )
-    for name, text in pages.items():
-        (source / name).write_text(text, encoding="utf-8")
-    warnings = io.StringIO()
-    app = sphinx.Sphinx(
-        str(source), str(source), str(folder / "out"), str(folder / "trees"), "html",
-        status=io.StringIO(), warning=warnings,
-    )  # fmt: skip
-    app.build()
-    lines = re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue()).splitlines()
-    return "\n".join(line for line in lines if "while setting up extension" not in line), (
-        folder / "out"
-    )
+    site = Tiny(folder, pages, EXTENSIONS)
+    return "\n".join(site.warnings), site.out
 
 
 PAGES = {"index.md": INDEX_PAGE, "chapter.md": CHAPTER, "words.md": WORDS, "claims.md": CLAIMS}

@@ -1,4 +1,4 @@
-"""Building a Sphinx project of a few lines with the book's own extensions."""
+"""Building a Sphinx project of a few lines with the book's own extensions, and pages for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# 1x1 PNG
+DOT = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+FIGURE = {
+    "image": {"alt": "A single dark dot in the middle."},
+    "figure": {"caption": "A dot.", "name": "fig-dot"},
+}
+PNG = {"image/png": DOT, "text/plain": "<Figure>"}
 
 
 class Tiny:
@@ -32,7 +43,8 @@ class Tiny:
         for name, content in pages.items():
             path = source / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content if isinstance(content, str) else json.dumps(content))
+            text = content if isinstance(content, str) else json.dumps(content)
+            path.write_text(text, encoding="utf-8")
         self.out = folder / "out"
         heard = io.StringIO()
         self.app = Sphinx(
@@ -46,3 +58,36 @@ class Tiny:
 
     def __getitem__(self, name: str) -> str:
         return (self.out / name).read_text(encoding="utf-8")
+
+
+def build(
+    folder: Path, pages: dict[str, object], extensions: tuple[str, ...], settings: str = ""
+) -> str:
+    """Build a project of these pages, with every reference looked at; return the warnings."""
+    return "\n".join(Tiny(folder, pages, extensions, f"nitpicky = True\n{settings}").warnings)
+
+
+def notebook(*outputs: dict, **metadata: object) -> dict:
+    """A notebook with one code cell that has these outputs."""
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Title"]},
+            {
+                "cell_type": "code",
+                "id": "b",
+                "metadata": metadata,
+                "source": ["draw()"],
+                "execution_count": 1,
+                "outputs": [
+                    {"output_type": "display_data", "metadata": {}, "data": output}
+                    for output in outputs
+                ],
+            },
+        ],
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
