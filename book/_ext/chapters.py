@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from noted import keep, noted
 from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -26,6 +27,8 @@ FOLDED = {"tag_hide-cell", "tag_remove-cell"}
 FOLDED_CODE = {"tag_hide-input", "tag_remove-input"}
 LEVELS = {1: "for everybody", 2: "with some practice", 3: "demanding"}
 LONGEST = 90  # characters of a line
+MINUTES = "chapter_minutes"  # noted of a page: how long it takes to read
+MAPS = "chapters_mapped"  # noted of a page that shows the map
 
 
 class ChapterMap(nodes.General, nodes.Element):
@@ -139,7 +142,7 @@ def _entry(app, page: str, entry: dict, here: str) -> str:
     facts = [
         f'<span class="chapter-level" role="img" aria-label="level {level} of 3: '
         f'{LEVELS[level]}" title="{LEVELS[level]}">{"★" * level}</span>',
-        f"<span>reads in {rounded(env.chapter_minutes.get(page, 0))} min</span>",
+        f"<span>reads in {rounded(noted(env, MINUTES).get(page, 0))} min</span>",
     ]
     ran = (getattr(env, "nb_metadata", {}).get(page) or {}).get("exec_data")
     if ran and ran.get("runtime"):
@@ -181,36 +184,14 @@ def chapter_map(app, here: str) -> str:
 
 
 def _count(app, doctree) -> None:
-    if not hasattr(app.env, "chapter_minutes"):
-        app.env.chapter_minutes = {}
-    app.env.chapter_minutes[app.env.docname] = reading_minutes(doctree)
+    noted(app.env, MINUTES)[app.env.docname] = reading_minutes(doctree)
     if any(doctree.findall(ChapterMap)):
-        if not hasattr(app.env, "chapter_maps"):
-            app.env.chapter_maps = set()
-        app.env.chapter_maps.add(app.env.docname)
-
-
-def _purge(app, env, docname) -> None:
-    getattr(env, "chapter_minutes", {}).pop(docname, None)
-    getattr(env, "chapter_maps", set()).discard(docname)
-
-
-def _merge(app, env, docnames, other) -> None:
-    for name in ("chapter_minutes", "chapter_maps"):
-        theirs = getattr(other, name, None)
-        if theirs is None:
-            continue
-        if not hasattr(env, name):
-            setattr(env, name, type(theirs)())
-        if isinstance(theirs, dict):
-            env.chapter_minutes.update({doc: theirs[doc] for doc in docnames if doc in theirs})
-        else:
-            env.chapter_maps.update(theirs & set(docnames))
+        noted(app.env, MAPS)[app.env.docname] = True
 
 
 def _rewrite(app, env) -> list[str]:
     """A map is written anew in every build: it tells of other pages."""
-    return sorted(getattr(env, "chapter_maps", set()))
+    return sorted(noted(env, MAPS))
 
 
 def _fill(app, doctree, docname) -> None:
@@ -226,8 +207,7 @@ def setup(app):
     app.add_config_value("chapter_table", "book/chapters.yml", "env", [str])
     app.add_directive("chapter-map", ChapterMapDirective)
     app.connect("doctree-read", _count)
-    app.connect("env-purge-doc", _purge)
-    app.connect("env-merge-info", _merge)
+    keep(app, MINUTES, MAPS)
     app.connect("env-updated", _rewrite)
     app.connect("doctree-resolved", _fill)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

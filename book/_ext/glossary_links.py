@@ -15,27 +15,17 @@ from __future__ import annotations
 import re
 
 from docutils import nodes
+from noted import keep, noted
 from sphinx import addnodes
 
 PAGE = "book/glossary"
 RECAPS = ("Exercises", "Sources", "What you now know")
-
-
-def _sections(env) -> dict[str, dict[str, tuple[str, str]]]:
-    """{page: {term: (id, title) of the section}} of all pages that were read."""
-    if not hasattr(env, "glossary_sections"):
-        env.glossary_sections = {}
-    return env.glossary_sections
-
-
-def _prose(env) -> dict[str, list[tuple[str, str, str]]]:
-    """{page: [(id, title, text) of each section]}, without code, exercises and recaps."""
-    if not hasattr(env, "glossary_prose"):
-        env.glossary_prose = {}
-    return env.glossary_prose
+SECTIONS = "glossary_sections"  # noted of a page: {term: (id, title) of the section}
+PROSE = "glossary_prose"  # noted of a page: what `_texts` finds
 
 
 def _texts(doctree: nodes.document) -> list[tuple[str, str, str]]:
+    """(id, title, text) of each section, without code, exercises and recaps."""
     found: dict[str, tuple[str, list[str]]] = {}
     for node in doctree.findall(nodes.Text):
         section = None if isinstance(node.parent, (nodes.literal_block, nodes.raw, nodes.math)) \
@@ -92,42 +82,32 @@ def _section_of(node: nodes.Node) -> nodes.section | None:
 
 
 def _note(app, doctree) -> None:
-    noted: dict[str, tuple[str, str]] = {}
+    explained: dict[str, tuple[str, str]] = {}
     for link in doctree.findall(addnodes.pending_xref):
         section = _section_of(link) if link.get("reftype") == "term" else None
         if section is not None:
             place = section["ids"][0], section.next_node(nodes.title).astext()
-            noted.setdefault(link["reftarget"].lower(), place)
-    _sections(app.env)[app.env.docname] = noted
-    _prose(app.env)[app.env.docname] = _texts(doctree)
-
-
-def _forget(app, env, page) -> None:
-    _sections(env).pop(page, None)
-    _prose(env).pop(page, None)
-
-
-def _merge(app, env, pages, other) -> None:
-    _sections(env).update({page: _sections(other)[page] for page in pages})
-    _prose(env).update({page: _prose(other)[page] for page in pages})
+            explained.setdefault(link["reftarget"].lower(), place)
+    noted(app.env, SECTIONS)[app.env.docname] = explained
+    noted(app.env, PROSE)[app.env.docname] = _texts(doctree)
 
 
 def _point(app, doctree, page) -> None:
     if page != app.config.glossary_page or app.builder.format != "html":
         return
-    noted = _sections(app.env)
-    pages = {app.builder.get_relative_uri(page, other): other for other in noted}
+    explained = noted(app.env, SECTIONS)
+    pages = {app.builder.get_relative_uri(page, other): other for other in explained}
     for item in doctree.findall(nodes.definition_list_item):
         names = [term.astext().lower() for term in item.findall(nodes.term)]
         for link in item.findall(nodes.reference):
             uri, _, anchor = link.get("refuri", "").partition("#")
             if uri not in pages or not anchor.startswith("ch-"):
                 continue
-            there = noted[pages[uri]]
+            there = explained[pages[uri]]
             place = next((there[name] for name in names if name in there), None)
             if place is None and not _about(app.env.titles[pages[uri]].astext(), names):
                 place = find_section([term.astext() for term in item.findall(nodes.term)],
-                                     _prose(app.env)[pages[uri]])  # fmt: skip
+                                     noted(app.env, PROSE)[pages[uri]])  # fmt: skip
             if place is not None:
                 link["refuri"] = f"{uri}#{place[0]}"
                 link.children[-1].append(nodes.Text(f", {place[1]}"))
@@ -136,7 +116,6 @@ def _point(app, doctree, page) -> None:
 def setup(app):
     app.add_config_value("glossary_page", PAGE, "env")
     app.connect("doctree-read", _note)
-    app.connect("env-purge-doc", _forget)
-    app.connect("env-merge-info", _merge)
+    keep(app, SECTIONS, PROSE)
     app.connect("doctree-resolved", _point)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

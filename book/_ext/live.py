@@ -27,6 +27,7 @@ from pathlib import Path
 import freshness
 from docutils import nodes
 from docutils.parsers.rst import directives
+from noted import keep, noted
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "book" / "_tools" / "live_model.py"
 RUN = ROOT / "build" / "runs" / "rank.cpu.json"  # left by the chapter's cells
 SCRIPTS = ("transformer.js", "drawing.js", "live.js")
+MODELS = "live_models"  # noted of a page: the key of the model on it
 
 
 def live_key(root: Path = ROOT, tool: Path = TOOL, run: Path = RUN) -> str:
@@ -58,13 +60,6 @@ def make(folder: Path) -> None:
         raise ExtensionError(f"the live model could not be made:\n{done.stderr[-3000:]}")
 
 
-def _models(env) -> dict[str, str]:
-    """{page: the key of the model on it} of all pages that were read."""
-    if not hasattr(env, "live_models"):
-        env.live_models = {}
-    return env.live_models
-
-
 def _folder(app, key: str) -> Path:
     return Path(app.srcdir) / "build" / "live" / key
 
@@ -85,7 +80,7 @@ class Live(SphinxDirective):
         make(folder)
         folder.touch()
         freshness.forget_old(folder.parent, folder)
-        _models(self.env)[self.env.docname] = key
+        noted(self.env, MODELS)[self.env.docname] = key
 
         words = json.loads((folder / "still.json").read_text(encoding="utf-8"))
         place = "/" + (folder / "still.webp").relative_to(self.env.srcdir).as_posix()
@@ -106,16 +101,8 @@ class Live(SphinxDirective):
         return [nodes.raw("", start, format="html"), figure, nodes.raw("", "</div>", format="html")]
 
 
-def _forget(app, env, page) -> None:
-    _models(env).pop(page, None)
-
-
-def _merge(app, env, pages, other) -> None:
-    _models(env).update({page: key for page, key in _models(other).items() if page in pages})
-
-
 def _add_scripts(app, page, template, context, doctree) -> None:
-    if page in _models(app.env):
+    if page in noted(app.env, MODELS):
         for name in SCRIPTS:
             app.add_js_file(f"live/{name}", loading_method="defer")
 
@@ -123,7 +110,7 @@ def _add_scripts(app, page, template, context, doctree) -> None:
 def _copy_weights(app, exception) -> None:
     if exception is not None or app.builder.format != "html":
         return
-    for key in set(_models(app.env).values()):
+    for key in set(noted(app.env, MODELS).values()):
         make(_folder(app, key))  # its folder may have been deleted since the page was read
         target = Path(app.outdir) / "_static" / "live"
         target.mkdir(parents=True, exist_ok=True)
@@ -132,8 +119,7 @@ def _copy_weights(app, exception) -> None:
 
 def setup(app):
     app.add_directive("live", Live)
-    app.connect("env-purge-doc", _forget)
-    app.connect("env-merge-info", _merge)
+    keep(app, MODELS)
     app.connect("html-page-context", _add_scripts)
     app.connect("build-finished", _copy_weights)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
