@@ -16,14 +16,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import cards
 from docutils import nodes
-from sphinx.util import logging
+from sections import plain
 
-logger = logging.getLogger(__name__)
 LONGEST = 160  # characters of a description: what search engines show
-
-# The little TeX that first paragraphs hold, as characters.
-TEX = {"alpha": "α", "beta": "β", "Delta": "Δ", "sigma": "σ", "times": "×", "cdot": "·",
-       "approx": "≈", "le": "≤", "ge": "≥"}  # fmt: skip
 
 
 # --- Addresses ----------------------------------------------------------------------------------
@@ -58,28 +53,11 @@ def address_of(url: str, page: str) -> str:
 # --- What a page is about -----------------------------------------------------------------------
 
 
-def _words_of_tex(tex: str) -> str:
-    tex = re.sub(r"\\([A-Za-z]+)", lambda found: TEX.get(found[1], ""), tex)
-    return re.sub(r"[{}\\$]", "", tex)
-
-
-def plain_text(node: nodes.Node) -> str:
-    """The words of a paragraph on one line, formulas as far as characters can show them."""
-    if isinstance(node, nodes.math):
-        return _words_of_tex(node.astext())
-    if isinstance(node, (nodes.system_message, nodes.footnote_reference)):
-        return ""
-    if isinstance(node, nodes.Text):
-        return node.astext()
-    return "".join(plain_text(child) for child in node.children)
-
-
 def first_paragraph(doctree: nodes.document) -> str:
     """The text under the page's title, before any box, list or cell speaks."""
     for paragraph in doctree.findall(nodes.paragraph):
         if isinstance(paragraph.parent, nodes.section):
-            words = re.sub(r"\s+", " ", plain_text(paragraph)).strip()
-            if words:
+            if words := plain(paragraph):
                 return words
     return ""
 

@@ -22,13 +22,13 @@ from collections import Counter
 from pathlib import Path
 
 from docutils import nodes
+from glossary_links import RECAPS
 from sphinx import addnodes
 
 OUTPUT = "_static/sections-index.js"
 LEFT, RIGHT = "⟦", "⟧"
 TYPES = r"\s*\((?:[^()]|\([^()]*\))*\) – "  # 'rank (int | None) – Rank of …'
 FIGURES = r" \((?:(?:Fig|Table|Eq|exercise|Exercise)\.?[ \d.]*|[( ,]*\d+\.\d+[) ]*|,| and )+\)"
-RECAPS = {"Exercises", "Sources", "What you now know"}
 MANY = 6
 TASK = 400  # of an exercise so many letters will do
 WINGS = ("minilora.lab", "minilora.experiments", "minilora.exercises")
@@ -110,7 +110,7 @@ def name_claims(doctree: nodes.document) -> None:
         if not _is_claims(table):
             continue
         for row in table.next_node(nodes.tbody).children:
-            name = f"claim-{slug(_plain(row.children[0]))}"
+            name = f"claim-{slug(plain(row.children[0]))}"
             while name in taken:
                 name += "-again"
             taken.add(name)
@@ -118,8 +118,8 @@ def name_claims(doctree: nodes.document) -> None:
                 row["ids"] = [name]
 
 
-def _plain(node: nodes.Node) -> str:
-    """The words of a node without marks."""
+def plain(node: nodes.Node) -> str:
+    """The words of a node, formulas as far as characters can show them."""
     entry = Entry("", "", "")
     for child in node.children:
         _Collector({}).read(child, entry)
@@ -146,7 +146,7 @@ class _Collector:
 
     def section(self, node: nodes.section, above: list[str]) -> None:
         title = node.next_node(nodes.title)
-        heading, anchor = _plain(title) if title else "", node["ids"][0]
+        heading, anchor = plain(title) if title else "", node["ids"][0]
         number = self.numbers.get("" if not above else f"#{anchor}", ())
         where = " › ".join(above[1:])
         entry = self.open("section", anchor, heading, where, ".".join(map(str, number)))
@@ -212,7 +212,7 @@ class _Collector:
 
     def term(self, item: nodes.definition_list_item) -> None:
         terms = [child for child in item.children if isinstance(child, nodes.term)]
-        heading = " · ".join(_plain(term) for term in terms)
+        heading = " · ".join(plain(term) for term in terms)
         entry = self.open("term", terms[0]["ids"][0], heading)
         for child in item.children:
             if not isinstance(child, nodes.term):
@@ -236,7 +236,7 @@ class _Collector:
     def exercise(self, node: nodes.Element, where: str) -> None:
         title = node.next_node(nodes.Titular) if node.children else None
         subtitle = [part for part in node.findall() if part.tagname == "exercise_subtitle"]
-        heading = _plain(subtitle[0] if subtitle else title) if title or subtitle else ""
+        heading = plain(subtitle[0] if subtitle else title) if title or subtitle else ""
         anchor = node["ids"][0] if node["ids"] else node.get("label", "")
         entry = self.open("exercise", anchor, heading.strip("★ ()") or "Exercise", where)
         for child in node.children:
@@ -258,7 +258,7 @@ class _Collector:
             entry.text = [". ".join([", ".join(authors.split(", ")[:3]) + " and others", *rest])]
 
     def claim(self, row: nodes.row, where: str) -> None:
-        entry = self.open("claim", row["ids"][0] if row["ids"] else "", _plain(row.children[0]),
+        entry = self.open("claim", row["ids"][0] if row["ids"] else "", plain(row.children[0]),
                           where)  # fmt: skip
         for cell in row.children[1:]:
             self.within(cell, entry, [])

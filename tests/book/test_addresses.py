@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import addresses
 import cards
 import pytest
+import sections
 from docutils import nodes
 from site_help import PAGES, ROOT
 from tiny_site import Tiny
@@ -67,7 +68,7 @@ def test_a_long_first_sentence_is_cut_at_a_word():
 
 def test_formulas_become_characters():
     paragraph = nodes.paragraph("", "", nodes.Text("the scale "), nodes.math("", r"\alpha / r"))
-    assert addresses.plain_text(paragraph) == "the scale α / r"
+    assert sections.plain(paragraph) == "the scale α / r"
 
 
 # --- Tiny projects ------------------------------------------------------------------------------
