@@ -83,7 +83,7 @@ def draw_card(title: str, book: str, figure: bytes | None) -> bytes:
 def card_of(app, pagename: str, title: str) -> tuple[str, str]:
     """Draw the page's card, unless it is there: (its path from the site's root, what it shows)."""
     book = app.config.html_title
-    figure = first_figure(executed(app, pagename)[0])
+    figure = first_figure(executed(app, pagename).notebook)
     name = pagename.replace("/", "-") if figure else "book"
     path = Path(app.outdir) / "cards" / f"{name}.png"
     if name != "book" or not path.exists():

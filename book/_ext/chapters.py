@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 import yaml
 from docutils import nodes
+from executed import executed
 from noted import keep, noted
 from sphinx import addnodes
 from sphinx.util import logging
@@ -177,7 +179,17 @@ def chapter_map(app, here: str) -> str:
         if app.env.doc2path(page, base=False).endswith(".ipynb"):
             logger.warning("%s has no line for %s", app.config.chapter_table, page,
                            type="chapters")  # fmt: skip
-    return f'<div class="chapter-map">{"".join(blocks)}</div>'
+    note = times_note(executed(app, page).cores for page in table)
+    return f'<div class="chapter-map">{"".join(blocks)}{note}</div>'
+
+
+def times_note(cores: Iterable[int | None]) -> str:
+    """What the run times on the map mean; nothing where no notebook was executed."""
+    counts = sorted({count for count in cores if count})
+    if not counts:
+        return ""
+    words = " or ".join("one core" if count == 1 else f"{count} cores" for count in counts)
+    return f'<p class="chapter-note">The run times are those of this build, on {words}.</p>'
 
 
 # --- Events -------------------------------------------------------------------------------------

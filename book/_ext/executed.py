@@ -1,4 +1,4 @@
-"""The notebooks as they were executed, and when: from the cache that the build executes into.
+"""The notebooks as they were executed, when and on what: from the cache that the build fills.
 
 MyST-NB also leaves each notebook in the folder jupyter_execute, but without outputs where it took
 them from the cache.
@@ -8,27 +8,36 @@ from __future__ import annotations
 
 from datetime import UTC
 from pathlib import Path
+from typing import NamedTuple
 
 
-def executed(app, page: str) -> tuple[dict | None, float | None]:
-    """(the notebook with its outputs, seconds since 1970) of a page; (None, None) if there is none.
+class Executed(NamedTuple):
+    """What is known of a page's execution, which may have been in an earlier build.
 
-    The time is that of the execution, which may have been in an earlier build.
+    ``moment`` is in seconds since 1970, and ``cores`` how many it had to itself.
     """
+
+    notebook: dict | None = None
+    moment: float | None = None
+    cores: int | None = None
+
+
+def executed(app, page: str) -> Executed:
+    """The page's notebook with its outputs, and when it was executed on how many cores."""
     known = app.__dict__.setdefault("executed_notebooks", {})
     if page not in known:
         known[page] = _look(app, page)
     return known[page]
 
 
-def _look(app, page: str) -> tuple[dict | None, float | None]:
+def _look(app, page: str) -> Executed:
     source = Path(app.srcdir) / f"{page}.ipynb"
     cache = Path(getattr(app.config, "nb_execution_cache_path", "") or "")
     ran = (getattr(app.env, "nb_metadata", {}).get(page) or {}).get("exec_data")
     if not source.is_file() or not ran or not ran.get("succeeded"):
-        return None, None
+        return Executed()
     if not (cache / "global.db").is_file():
-        return None, ran["mtime"]
+        return Executed(moment=ran["mtime"])
     import nbformat
     from jupyter_cache import get_cache
 
@@ -38,5 +47,6 @@ def _look(app, page: str) -> tuple[dict | None, float | None]:
         record = store.match_cache_notebook(notebook)
         _, merged = store.merge_match_into_notebook(notebook)
     except KeyError:
-        return None, ran["mtime"]
-    return merged, record.created.replace(tzinfo=UTC).timestamp()
+        return Executed(moment=ran["mtime"])
+    moment = record.created.replace(tzinfo=UTC).timestamp()
+    return Executed(merged, moment, (record.data or {}).get("cores"))

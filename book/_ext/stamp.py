@@ -13,11 +13,13 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from html import escape
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 import yaml
@@ -86,10 +88,21 @@ def versions() -> str:
     return ", ".join([*parts, f"minilora {minilora_version()}"])
 
 
-def when(ran: tuple[float, float] | None, built: float, with_what: str, made_from: str) -> str:
-    """The sentence about a page: executed, if it ``ran`` (moment, seconds), or else built."""
+class Ran(NamedTuple):
+    """The execution of a page: its moment (seconds since 1970), how long it took, its cores."""
+
+    moment: float
+    seconds: float
+    cores: int | None = None
+
+
+def when(ran: Ran | None, built: float, with_what: str, made_from: str) -> str:
+    """The sentence about a page: executed, if it ``ran``, or else built."""
     if ran:
-        words = f"Executed on {day(ran[0])} in {duration(ran[1])} with {with_what}"
+        words = f"Executed on {day(ran.moment)} in {duration(ran.seconds)}"
+        if ran.cores:
+            words += " on one core" if ran.cores == 1 else f" on {ran.cores} cores"
+        words += f" with {with_what}"
         return f"{words}, commit {made_from}." if made_from else f"{words}."
     return f"Built on {day(built)}" + (f" from commit {made_from}." if made_from else ".")
 
@@ -169,12 +182,12 @@ def foot(sentence: str, links: list[tuple[str, str, bool]], plain: str, bibtex: 
     )
 
 
-def _ran(app, page: str) -> tuple[float, float] | None:
-    """When the page's cells were executed, and how many seconds they took, if they were."""
-    moment = executed(app, page)[1]
-    if moment is None:
+def _ran(app, page: str) -> Ran | None:
+    """The execution of a page's cells, if there was one."""
+    found = executed(app, page)
+    if found.moment is None:
         return None
-    return moment, app.env.nb_metadata[page]["exec_data"]["runtime"] or 0.0
+    return Ran(found.moment, app.env.nb_metadata[page]["exec_data"]["runtime"] or 0.0, found.cores)
 
 
 def _menu(context, buttons: list[tuple[str, str, str, str]]) -> None:
@@ -226,17 +239,23 @@ def _add_foot(app, pagename, templatename, context, doctree):
 # --- The version, under the contents ------------------------------------------------------------
 
 
-def version_line(slug: str | None) -> str:
-    """'Version 0.1.0', with the list of changes where the repository is known."""
-    words = f"Version {escape(str(citation_file()['version']))}"
-    if slug:
-        log = f"https://github.com/{slug}/blob/main/CHANGELOG.md"
-        words += f' · <a href="{log}">what changed</a>'
-    return f'<p class="book-version">{words}</p>'
+def version_line(slug: str | None, files: Mapping[str, str]) -> str:
+    """'Version 0.1.0', with the list of changes where the repository is known, and the files.
+
+    ``files`` are the whole book in one file each, {what it is called: its address}.
+    """
+    links = {"what changed": f"https://github.com/{slug}/blob/main/CHANGELOG.md"} if slug else {}
+    links |= files
+    words = [f"Version {escape(str(citation_file()['version']))}"]
+    words += [f'<a href="{escape(link)}">{escape(text)}</a>' for text, link in links.items()]
+    return f'<p class="book-version">{" · ".join(words)}</p>'
 
 
 def _add_version(app, pagename, templatename, context, doctree):
-    context["book_version"] = version_line(repository_slug())
+    # What is published names the files that it puts beside the site; elsewhere there are none.
+    names = os.environ.get("BOOK_FILES", "").split()
+    files = {name.rpartition(".")[2].upper(): context["pathto"](name, 1) for name in names}
+    context["book_version"] = version_line(repository_slug(), files)
     if context.get("sidebars"):
         context["sidebars"] = [*context["sidebars"], "book-version.html"]
 
@@ -273,7 +292,7 @@ def _write_notebooks(app, exception):
         stored = json.loads(glued.read_text(encoding="utf-8")) if glued.is_file() else {}
         known.glued = colab.glued_values(stored)
         bare = json.loads((Path(app.srcdir) / f"{page}.ipynb").read_text(encoding="utf-8"))
-        both = (bare, executed(app, page)[0])
+        both = (bare, executed(app, page).notebook)
         for notebook, name in zip(both, notebook_names(page), strict=True):
             if notebook is None:
                 continue

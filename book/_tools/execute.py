@@ -7,10 +7,9 @@ chooses, with the same programs that MyST-NB would use one after the other, so t
 finds every notebook executed. Before it begins it says which notebooks it will execute and for
 about how long; after each, how long is left. --list says that and executes nothing.
 
-Where there are four cores or more, notebooks run side by side with two cores each: their threads
-and processes count those only. On fewer cores they run one after the other, with the threads that
-they always had, because one thread rounds otherwise than two, and a choice between two rates that
-are equally good may then fall the other way. The notebooks that time things run alone, at the end.
+Notebooks run side by side, with two cores each where there are four or more, and else with one:
+most of their time only one thread is busy. Their threads and processes count those cores only. The
+notebooks that time things run alone, at the end, with all cores.
 The seconds that each took are kept in build/seconds.json; before there are any, those in
 seconds.json beside this file serve: what the cards of the chapters say, for two quiet cores.
 """
@@ -156,19 +155,19 @@ def memory() -> int:
         return 8 * 2**30
 
 
-#: How much longer a notebook takes beside another on the same two cores; see above.
-SHARED = 1.7
+#: How much longer the notebooks take with one core each, or where several share all cores.
+SHARED = 1.3
 
 
 def places(available: Sequence[int], bytes_there: int, asked: int = 0) -> list[list[int]]:
     """The cores of every notebook that runs beside others; one list where none does.
 
-    Two of its own for each where there are four or more, else one notebook at a time. Fewer where
-    memory is short; or as many as `asked`, which then share them.
+    Two of its own for each where there are four or more, else one. Fewer notebooks where memory is
+    short; or as many as `asked`, which share all cores where there are fewer cores than that.
     """
     count = len(available)
-    workers = max(1, asked or min(max(count // 2, 1), bytes_there // MEMORY))
-    if count // workers < 2:
+    workers = max(1, asked or min(count // 2 if count > 3 else count, bytes_there // MEMORY))
+    if count < workers:
         return [list(available)] * workers
     size = count // workers
     return [list(available[i * size : (i + 1) * size]) for i in range(workers)]
@@ -181,6 +180,7 @@ class Done:
     name: str
     seconds: float
     processor: float
+    cores: int
     error: str
     notebook: str
 
@@ -207,6 +207,7 @@ def work(path: Path, out: Path, mine: list[int]) -> None:
     report = {
         "seconds": time.monotonic() - began,
         "processor": children.children_user + children.children_system,
+        "cores": len(cores()),
         "error": error,
         "notebook": nbformat.writes(notebook),
     }
@@ -233,7 +234,7 @@ def one(path: Path, mine: Sequence[int] = (), threads: int = 0) -> Done:
             if process.poll() is None:
                 process.terminate()
         if not out.exists():
-            return Done(path.stem, 0.0, 0.0, f"its process ended with {process.returncode}", "")
+            return Done(path.stem, 0.0, 0.0, 0, f"its process ended with {process.returncode}", "")
         return Done(path.stem, **json.loads(out.read_text(encoding="utf-8")))
 
 
@@ -245,7 +246,8 @@ class Build:
         self.slots = slots
         sharing = len(slots) > 1 and slots[0] == slots[1]
         self.threads = 1 if sharing else len(slots[0])
-        self.clock = Clock(seconds_known(root), len(slots), SHARED if sharing else 1.0)
+        shared = SHARED if self.threads == 1 and len(slots) > 1 else 1.0
+        self.clock = Clock(seconds_known(root), len(slots), shared)
         longest_first = sorted(paths, key=lambda path: -self.clock.of(path.stem))
         self.beside = [p for p in longest_first if p.stem not in ALONE] if len(slots) > 1 else []
         self.alone = [path for path in paths if path not in self.beside]
@@ -285,7 +287,11 @@ class Build:
             print(f"ExecutionError: {where}, {done.error}", flush=True)
         else:
             notebook = reads(done.notebook, as_version=4)
-            data = {"execution_seconds": done.seconds, "processor_seconds": done.processor}
+            data = {
+                "execution_seconds": done.seconds,
+                "processor_seconds": done.processor,
+                "cores": done.cores,
+            }
             bundle = CacheBundleIn(notebook, str(path), data=data)
             self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
             keep_seconds(self.root, path.stem, usual)

@@ -117,6 +117,16 @@ def test_every_chapter_has_a_line():
     assert have <= set(table)
 
 
+@pytest.mark.parametrize(
+    ("cores", "words"),
+    [([None], ""), ([1, 1, None], "on one core."), ([2, 1], "on one core or 2 cores.")],
+)
+def test_the_map_says_on_how_many_cores(cores, words):
+    note = chapters.times_note(cores)
+    assert words in note
+    assert bool(note) == bool(words)
+
+
 @pytest.mark.site
 @pytest.mark.parametrize(("size", "columns"), [(DESK, 2), (PHONE, 1)], ids=["desk", "phone"])
 def test_the_map_in_the_book(browser, address, size, columns):

@@ -44,10 +44,15 @@ def test_durations(seconds, words):
 
 def test_a_page_says_that_it_was_executed_or_that_it_was_built():
     noon = 1_795_953_600.0  # 29 November 2026, 12:00 UTC
-    ran = stamp.when((noon, 72.0), 0.0, "Python 3.12.3, torch 2.9", "abc1234")
+    ran = stamp.when(stamp.Ran(noon, 72.0, 2), 0.0, "Python 3.12.3, torch 2.9", "abc1234")
     assert ran == (
-        "Executed on 29 November 2026 in 1 min 12 s with Python 3.12.3, torch 2.9, commit abc1234."
+        "Executed on 29 November 2026 in 1 min 12 s on 2 cores with Python 3.12.3, torch 2.9, "
+        "commit abc1234."
     )
+    alone = stamp.when(stamp.Ran(noon, 72.0, 1), 0.0, "Python", "")
+    assert alone == "Executed on 29 November 2026 in 1 min 12 s on one core with Python."
+    unknown = stamp.when(stamp.Ran(noon, 72.0), 0.0, "Python", "")
+    assert unknown == "Executed on 29 November 2026 in 1 min 12 s with Python."
     assert stamp.when(None, noon, "Python", "abc1234") == (
         "Built on 29 November 2026 from commit abc1234."
     )
@@ -132,8 +137,18 @@ def test_a_mistake_is_reported_with_the_page_filled_in():
 
 
 def test_the_version_links_to_the_changes_only_where_there_is_a_repository():
-    assert "<a" not in stamp.version_line(None)
-    assert 'href="https://github.com/o/n/blob/main/CHANGELOG.md"' in stamp.version_line("o/n")
+    assert "<a" not in stamp.version_line(None, {})
+    assert 'href="https://github.com/o/n/blob/main/CHANGELOG.md"' in stamp.version_line("o/n", {})
+
+
+def test_the_files_of_the_whole_book_are_linked_where_they_are_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOOK_FILES", "whole.pdf whole.epub")
+    pages = {"index.md": "# The book\n\n```{toctree}\ndeep/page\n```\n", "deep/page.md": "# Deep\n"}
+    site = Tiny(tmp_path, pages, ("stamp",), theme="sphinx_book_theme")
+    line = re.search(r'<p class="book-version">.*?</p>', site["deep/page.html"])[0]
+    assert re.findall(r'href="([^"]+)">(\w+)<', line) == [
+        ("../whole.pdf", "PDF"), ("../whole.epub", "EPUB"),
+    ]  # fmt: skip
     assert (ROOT / "CHANGELOG.md").is_file()
 
 
