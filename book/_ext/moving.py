@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import moving_data
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from executed import executed
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def load(app, pagename, templatename, context, doctree) -> None:
         if find := getattr(moving_data, name, None):
             try:
                 kept = Path(app.config.nb_execution_cache_path or app.doctreedir) / "runs"
-                numbers = find(moving_data.Page(pagename, doctree.astext(), kept))
+                ran = executed(app, pagename).notebook
+                numbers = find(moving_data.Page(pagename, doctree.astext(), kept, ran))
             except moving_data.Missing as missing:
                 if not os.environ.get("BOOK_ONLY_CHAPTER"):
                     logger.warning("%s: the picture %r stays as printed: %s",

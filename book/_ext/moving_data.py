@@ -7,6 +7,8 @@ the run that the page shows; none is typed here.
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import shutil
@@ -47,11 +49,26 @@ class Page:
         name: As Sphinx names it.
         text: All its words, outputs included.
         kept: Where runs that fit the stored outputs are kept beside them.
+        notebook: The page as it was executed, where it was.
     """
 
     name: str
     text: str
     kept: Path
+    notebook: dict | None = None
+
+    def glued(self, name: str) -> Any:
+        """What a cell has kept as JSON: ``glue(name, json.dumps(value))``.
+
+        Raises:
+            Missing: No cell has.
+        """
+        for cell in (self.notebook or {}).get("cells", []):
+            for output in cell.get("outputs", []):
+                if output.get("metadata", {}).get("scrapbook", {}).get("name") == name:
+                    (text,) = output["data"].values()
+                    return json.loads(ast.literal_eval("".join(text)))
+        raise Missing(f"no executed cell of the page has kept {name!r}")
 
     def run(self, name: str, part: str | None = None, profile: str = "cpu") -> Recording:
         """The recording of the run whose results this page shows.
@@ -101,6 +118,19 @@ def memory(page: Page) -> dict[str, Any]:
             for one in found
         ]
     }
+
+
+# --- Chapter 6 ------------------------------------------------------------------------------
+
+
+def spectra(page: Page) -> dict[str, Any]:
+    """Of each kind of run: singular values, and how near the leading directions are to old ones.
+
+    ``names`` and ``before`` are of the matrices as they were, (18, 48) singular values. ``after``
+    are those of the first run; ``near`` and ``turned`` are cosines of each run, (3, 18, 10), as
+    trained and with the change's directions drawn at random.
+    """
+    return page.glued("nearly-spectra")
 
 
 # --- Chapter 8 ------------------------------------------------------------------------------

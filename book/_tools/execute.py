@@ -7,8 +7,8 @@ chooses, with the same programs that MyST-NB would use one after the other, so t
 finds every notebook executed. Before it begins it says which notebooks it will execute and for
 about how long; after each, how long is left. --list says that and executes nothing.
 
-Notebooks run side by side, with two cores each where there are four or more, and else with one:
-most of their time only one thread is busy. Their threads and processes count those cores only. The
+Notebooks run side by side, with a core each, since most of their time only one thread is busy. Of
+four cores or more the longest get two. Their threads and processes count those cores only. The
 notebooks that time things run alone, at the end, with all cores.
 The seconds that each took are kept in build/seconds.json; before there are any, those in
 seconds.json beside this file serve: what the cards of the chapters say, for two quiet cores.
@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,22 +156,24 @@ def memory() -> int:
         return 8 * 2**30
 
 
-#: How much longer the notebooks take with one core each, or where several share all cores.
+#: How much longer notebooks take beside others than alone with two cores.
 SHARED = 1.3
 
 
 def places(available: Sequence[int], bytes_there: int, asked: int = 0) -> list[list[int]]:
     """The cores of every notebook that runs beside others; one list where none does.
 
-    Two of its own for each where there are four or more, else one. Fewer notebooks where memory is
-    short; or as many as `asked`, which share all cores where there are fewer cores than that.
+    One for each, and where there are four, two for the one that begins first, which is the longest.
+    Fewer notebooks where memory is short; or as many as `asked`, which share all cores where there
+    are fewer cores than that.
     """
     count = len(available)
-    workers = max(1, asked or min(count // 2 if count > 3 else count, bytes_there // MEMORY))
-    if count < workers:
+    workers = max(1, asked or min(count - count // 4, bytes_there // MEMORY))
+    if workers > count:
         return [list(available)] * workers
-    size = count // workers
-    return [list(available[i * size : (i + 1) * size]) for i in range(workers)]
+    size, more = divmod(count, workers)
+    left = iter(available)
+    return [list(islice(left, size + (k < more))) for k in range(workers)]
 
 
 @dataclass(frozen=True)
@@ -244,9 +247,8 @@ class Build:
     def __init__(self, root: Path, paths: Sequence[Path], slots: list[list[int]]) -> None:
         self.root, self.cache = root, cache_of(root)
         self.slots = slots
-        sharing = len(slots) > 1 and slots[0] == slots[1]
-        self.threads = 1 if sharing else len(slots[0])
-        shared = SHARED if self.threads == 1 and len(slots) > 1 else 1.0
+        self.sharing = len(slots) > 1 and slots[0] == slots[1]
+        shared = SHARED if len(slots) > 1 else 1.0
         self.clock = Clock(seconds_known(root), len(slots), shared)
         longest_first = sorted(paths, key=lambda path: -self.clock.of(path.stem))
         self.beside = [p for p in longest_first if p.stem not in ALONE] if len(slots) > 1 else []
@@ -320,7 +322,7 @@ class Build:
                     return
                 with self.lock:
                     self.running[path.stem] = time.monotonic()
-                done = one(path, mine, self.threads)
+                done = one(path, mine, 1 if self.sharing else len(mine))
                 with self.lock:
                     self.finish(path, done)
 

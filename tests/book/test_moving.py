@@ -114,6 +114,20 @@ def test_only_the_run_that_the_page_shows_is_taken(tmp_path, monkeypatch):
         moving_data.Page("chapter", "2 results in 12 s", tmp_path / "other").run("rank")
 
 
+def test_a_picture_gets_what_a_cell_of_the_page_has_kept(tmp_path):
+    kept = {
+        "data": {"application/papermill.record/text/plain": repr(json.dumps({"it's": [1, 2.5]}))},
+        "metadata": {"scrapbook": {"name": "numbers"}},
+        "output_type": "display_data",
+    }
+    page = moving_data.Page("chapter", "", tmp_path, {"cells": [{"outputs": [kept]}]})
+    assert page.glued("numbers") == {"it's": [1, 2.5]}
+    with pytest.raises(moving_data.Missing, match="no executed cell of the page has kept 'other'"):
+        page.glued("other")
+    with pytest.raises(moving_data.Missing):
+        moving_data.Page("chapter", "", tmp_path).glued("numbers")
+
+
 # --- The built site ---------------------------------------------------------------------------
 
 PLACE = re.compile(r'class="moving" data-moving="(\w+)"')
@@ -677,3 +691,29 @@ def test_content_and_style_at_a_strength_are_those_of_the_recording(browser, add
         assert "not measured. On the straight line between the measured 1.5 and 2" in says(live)
         read = float(re.search(r"the style in ([\d.]+)%", says(live))[1])
         assert read == pytest.approx(100 * np.mean(both), abs=0.06)
+
+
+@pytest.mark.site
+def test_intruders_are_those_that_the_page_counts(browser, address, site):
+    text = (site / "notebooks" / "06_finetuning_low_rank.html").read_text(encoding="utf-8")
+    printed = re.findall(r"^(full|rank \d) +(\[.*?\]) turned: (\[.*?\])$", text, flags=re.M)
+    visit = Sight(browser, address, "spectra")
+    with visit:
+        live, page = visit.live, visit.page
+        found = page.evaluate(
+            """() => {
+              const {count} = Moving.pictures.spectra.compute;
+              const runs = three => three.map(one => count([one], 0.5));
+              return Moving.data.spectra.cases.map(
+                one => [one.name, runs(one.near), runs(one.turned)]);
+            }"""
+        )
+        assert found == [[name, json.loads(a), json.loads(b)] for name, a, b in printed]
+        name, near, turned = found[1]
+        live.get_by_label("Trained").select_option(name)
+        assert f"it is {sum(near)} of 540" in says(live)
+        assert f"(diamonds) {sum(turned)}." in says(live)
+        live.get_by_label("Limit").fill("0.95")
+        more = int(re.search(r"it is (\d+) of", says(live))[1])
+        assert more > sum(near)
+        assert visit.errors == []
