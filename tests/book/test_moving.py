@@ -696,19 +696,25 @@ def test_content_and_style_at_a_strength_are_those_of_the_recording(browser, add
 @pytest.mark.site
 def test_intruders_are_those_that_the_page_counts(browser, address, site):
     text = (site / "notebooks" / "06_finetuning_low_rank.html").read_text(encoding="utf-8")
-    printed = re.findall(r"^(full|rank \d) +(\[.*?\]) turned: (\[.*?\])$", text, flags=re.M)
+    line = r" {2}(full|rank \d) +(\[.*?\]) turned: (\[.*?\])$"
+    printed = [(name, json.loads(a), json.loads(b))
+               for name, a, b in re.findall(line, text, flags=re.M)]  # fmt: skip
     visit = Sight(browser, address, "spectra")
     with visit:
         live, page = visit.live, visit.page
         found = page.evaluate(
             """() => {
               const {count} = Moving.pictures.spectra.compute;
-              const runs = three => three.map(one => count([one], 0.5));
-              return Moving.data.spectra.cases.map(
-                one => [one.name, runs(one.near), runs(one.turned)]);
+              return [0.5, 0.8].flatMap(limit => Moving.data.spectra.cases.map(one => [
+                one.name, ...[one.near, one.turned].map(
+                  three => three.map(run => count([run], limit)))]));
             }"""
         )
-        assert found == [[name, json.loads(a), json.loads(b)] for name, a, b in printed]
+        assert found == [list(one) for one in printed]
+        # What the page says of them.
+        assert sum(printed[0][1]) == 0
+        for _, near, turned in printed[6:]:
+            assert sum(near) > sum(turned)
         name, near, turned = found[1]
         live.get_by_label("Trained").select_option(name)
         assert f"it is {sum(near)} of 540" in says(live)

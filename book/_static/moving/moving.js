@@ -328,7 +328,7 @@ stands alone; so it does where data are missing or `draw` fails. */
       if (x.label) {
         word((left + width - right) / 2, height - bottom + 40, x.label, {anchor: "middle"});
       }
-      if (y.label) word(4, 16, y.label);
+      if (y.label) word(left - 46, top - 14, y.label);
       const at = (px, py) => [across.back(px), up.back(py)];
       const path = points => points.map(([a, b], i) =>
         `${i ? "L" : "M"}${across(a).toFixed(2)} ${up(b).toFixed(2)}`).join("");

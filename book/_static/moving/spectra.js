@@ -10,6 +10,11 @@
   /** How many cosines lie below the limit. */
   const count = (cosines, limit) => all(cosines).filter(one => one < limit).length;
 
+  // Begin where rank 1 has the most.
+  const most = data.cases[Math.min(1, data.cases.length - 1)].near[0].map(
+    cosines => count([[cosines]], 0.5));
+  const first = most.indexOf(Math.max(...most));
+
   Moving.register("spectra", {
     title: "Does training put new directions among the leading ones?",
     help: "Choose a rank and a matrix, and drag the limit below which a direction is an intruder.",
@@ -17,7 +22,7 @@
     controls: [
       {kind: "select", name: "run", label: "Trained", value: 1,
         options: data.cases.map((one, i) => [i, one.name])},
-      {kind: "select", name: "matrix", label: "Matrix", value: 0,
+      {kind: "select", name: "matrix", label: "Matrix", value: first,
         options: data.names.map((one, i) => [i, one])},
       {kind: "range", name: "limit", label: "Limit", min: 0.05, max: 0.95, step: 0.05, value: 0.5,
         text: limit => limit.toFixed(2)},
