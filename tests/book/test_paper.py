@@ -17,7 +17,6 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from build import chapters
 from paper import complaints, log_of, overfull
 from site_help import ROOT
 
@@ -25,6 +24,14 @@ pytestmark = pytest.mark.site
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 OPF = "{http://www.idpf.org/2007/opf}"
+
+
+@pytest.fixture(scope="module")
+def chapters() -> dict[int, str]:
+    """{number: page}, as `make chapter` counts them."""
+    from build import chapters  # at the top it would be sorted by whether there is a build folder
+
+    return chapters()
 
 
 def made(name: str) -> Path:
@@ -110,20 +117,20 @@ def test_every_font_is_within_the_pdf(pdf):
         assert line.split()[-5] == "yes", f"a font is not in the file: {line}"
 
 
-def test_the_outline_has_all_chapters(pdf, tmp_path):
+def test_the_outline_has_all_chapters(pdf, chapters):
     lines = (ROOT / "build/_build/latex/lora-measured.toc").read_text(encoding="utf-8")
     numbers = re.findall(r"\\contentsline \{chapter\}\{\\numberline \{(\d+)\}", lines)
-    assert [int(number) for number in numbers] == sorted(chapters())
+    assert [int(number) for number in numbers] == sorted(chapters)
     shown = tool("pdftohtml", "-xml", "-i", "-l", "1", "-stdout", str(pdf))
     outline = [plain(entry) for entry in re.findall(r"<item page[^>]*>([^<]*)</item>", shown)]
-    for number, name in chapters().items():
+    for number, name in chapters.items():
         assert plain(f"{number} {title_of(name)}") in outline
     for part in ("Low rank", "LoRA by hand", "Fine-tuning", "In practice"):
         assert any(entry.endswith(plain(part)) for entry in outline), part
 
 
-def test_every_chapter_is_in_the_text(text):
-    for name in chapters().values():
+def test_every_chapter_is_in_the_text(text, chapters):
+    for name in chapters.values():
         assert plain(title_of(name)) in text, name
 
 
@@ -190,16 +197,16 @@ def test_the_package_names_every_file_once(epub, package):
     assert set(listed) - there == set()
 
 
-def test_the_reading_order_is_that_of_the_book(package):
+def test_the_reading_order_is_that_of_the_book(package, chapters):
     files = {item.get("id"): item.get("href") for item in package.iter(f"{OPF}item")}
     order = [files[item.get("idref")] for item in package.iter(f"{OPF}itemref")]
     assert len(order) == len(set(order))
     assert order[:2] == ["epub-cover.xhtml", "book/index.xhtml"]
     own = [name for name in order if name.startswith("notebooks/")]
-    assert own == [f"{name}.xhtml" for name in chapters().values()]
+    assert own == [f"{name}.xhtml" for name in chapters.values()]
 
 
-def test_the_cover_and_the_contents_are_declared(epub, package):
+def test_the_cover_and_the_contents_are_declared(epub, package, chapters):
     items = {item.get("id"): item for item in package.iter(f"{OPF}item")}
     cover = [item for item in items.values() if item.get("properties") == "cover-image"]
     meta = [node for node in package.iter(f"{OPF}meta") if node.get("name") == "cover"]
@@ -207,7 +214,7 @@ def test_the_cover_and_the_contents_are_declared(epub, package):
     nav = next(item for item in items.values() if "nav" in (item.get("properties") or ""))
     shown = ElementTree.fromstring(epub.read(nav.get("href")))
     entries = ["".join(link.itertext()) for link in shown.iter(f"{XHTML}a")]
-    for number, name in chapters().items():
+    for number, name in chapters.items():
         assert any(plain(title_of(name)) in plain(entry) for entry in entries), number
 
 
