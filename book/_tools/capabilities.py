@@ -26,12 +26,12 @@ INTRODUCTION = """\
 <!-- Written by book/_tools/capabilities.py from tests/capabilities.toml. Change the list, and run
      the tool again. -->
 
-Which layers may `minilora` be put on, and what may be done with the adapter then? A field of \
-these tables is filled only where a test of the repository shows it. ✓ says that a test does it \
-and compares the result: with the formula, with the model before, or with PEFT. *refused* says \
-that a test asks for it and gets an error that says why. **An empty field means that no test \
-looks**: it may work. The tests run on every change, on Python 3.11 to 3.13. Their names stand \
-below each table, and a field shows the first of them when a mouse points at it.
+Which layers can `minilora` adapt, and what can you do with the adapter then? Look up your layer, \
+setting or model in the first column. ✓: a test of the repository does it and compares the result \
+with the formula, with the model before, or with PEFT. *refused*: a test asks for it and gets an \
+error that says why. **An empty field means that no test looks**: it may work, so try it and \
+compare. The tests run on every change, on Python 3.11 to 3.13. Their names stand below each \
+table; point at a field with the mouse to see the first.
 
 The columns:
 

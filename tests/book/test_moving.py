@@ -540,7 +540,7 @@ def test_the_ellipse_is_that_of_numpy_s_singular_values(browser, address):
             for one in (u, v):
                 assert one.T @ one == pytest.approx(np.eye(2), abs=1e-12)
         # The page's own matrix: 3 at 45 degrees, 1 at 135.
-        expected = r"σ₁ = 3\.00, for the input at 45°.*σ₂ = 1\.00, at 135°"
+        expected = r"σ₁ = 3\.00, belongs to the input at 45°.*σ₂ = 1\.00, to that at 135°"
         assert re.search(expected, says(visit.live))
         visit.live.get_by_label("Angle of the input").fill("45")
         assert "At 45° the output has length 3.00" in says(visit.live)
@@ -615,14 +615,14 @@ def test_the_walk_wants_the_chapter_s_change_and_says_where_it_ends(browser, add
             live.get_by_label("Rank r").fill(str(rank))
             floor = wanted[rank:].square().sum().item()
             assert f"the floor of rank {rank}, {floor:.2f}" in says(live)
-            assert "the walk has reached the floor" in says(live)
+            assert "training has reached the floor" in says(live)
         live.get_by_label("Learning rate").fill("9")  # the tenth, 0.5
-        assert "A smaller learning rate is needed" in says(live)
+        assert "Choose a smaller learning rate" in says(live)
         live.get_by_label("A begins").select_option("at zero")
-        assert "Nothing moves" in says(live)
+        assert "nothing moves" in says(live)
         live.get_by_label("Learning rate").fill("3")
         live.get_by_label("Size of B").fill("3")
-        assert "the walk has reached the floor" in says(live)
+        assert "training has reached the floor" in says(live)
 
 
 @pytest.mark.site

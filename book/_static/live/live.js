@@ -44,8 +44,8 @@
         <p class="live-title" id="live-given">What the model is given: 8 × 16 numbers</p>
         <canvas class="live-cells" width="640" height="320" tabindex="0" role="application"
           aria-labelledby="live-given" aria-describedby="live-way"></canvas>
-        <p class="live-note" id="live-way">To paint the numbers themselves, touch a square; or come
-          here with the Tab key, move with the arrow keys, and paint or wipe with the space bar.</p>
+        <p class="live-note" id="live-way">To change the numbers themselves, touch or click a square;
+          or go to the grid with the Tab key, move with the arrow keys, and press the space bar.</p>
       </div>
     </div>
     <div class="live-outputs">
@@ -62,8 +62,8 @@
       <p class="live-note live-facts"></p>
       <p class="live-title">Where the class token looks</p>
       <div class="live-looks"></div>
-      <p class="live-note">Orange squares: the larger the area, the more attention that patch gets;
-        a patch that is covered gets all of it. What is missing goes to the class token itself.</p>
+      <p class="live-note">Each row is a block and each column a head. The larger an orange square,
+        the more attention its patch gets; the rest goes to the class token itself.</p>
       <details><summary>All scores</summary><div class="live-scores"></div></details>
       <p class="live-note live-speed"></p>
       <p class="live-status" role="status"></p>
@@ -244,7 +244,7 @@
       const some = adapters[rank], now = some ? some.right[Math.round(10 * strength)] : right;
       const count = some ? `${number(some.count)} trained numbers. ` : '';
       this.find('.live-facts').textContent =
-        `${count}Right: ${percent(now.written)} of ${number(pictures.written)} handwritten ` +
+        `${count}Right answers: ${percent(now.written)} of ${number(pictures.written)} handwritten ` +
         `validation pairs (base ${percent(right.written)}), ${percent(now.printed)} of ` +
         `${number(pictures.printed)} printed ones (base ${percent(right.printed)}).`;
     }
@@ -280,7 +280,7 @@
         this.sentence = `The base alone reads ${task} ${says}.`;
       } else {
         this.sentence = `The model reads ${task} ${says}, ` +
-          `the base alone says ${other} (${percent(base[other])}).`;
+          `the base alone as ${other} (${percent(base[other])}).`;
       }
       this.find('.live-says').textContent = this.sentence;
     }
@@ -383,7 +383,7 @@
         live.say();
       } catch (error) {
         start.disabled = false;
-        start.textContent = 'The model did not load. Try again';
+        start.textContent = 'The model did not load: try again';
         throw error;
       }
     });

@@ -78,8 +78,8 @@ the sum of the squares of D − B A, with A uniform between ±1/√48. */
       : value.toLocaleString("en", {maximumSignificantDigits: 1}); // 0.002, and not 2e-3
 
   Moving.register("descent", {
-    title: "Does learning get down to the floor?",
-    help: "Every change trains anew, here in the page. Drag in the picture to read the curve.",
+    title: "Does training reach the floor?",
+    help: "Each change trains again, in this page. Drag in the picture to read the curve at a step.",
     compute: {descend, start, D},
     controls: [
       {kind: "range", name: "rank", label: "Rank r", min: 1, max: 6, value: 3},
@@ -98,7 +98,7 @@ the sum of the squares of D − B A, with A uniform between ±1/√48. */
       const axes = picture.axes({
         x: {min: 0, max: STEPS, label: "step of gradient descent"},
         y: {scale: "log", min: LOW, max: HIGH, ticks: [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50],
-          label: "loss, the sum of squares missing"},
+          label: "loss, sum of squared errors"},
         right: wide ? 130 : 62});
       for (const r of [1, 2, 3, 4, 5]) {
         const y = floorOf(r), here = r === rank;
@@ -127,18 +127,18 @@ the sum of the squares of D − B A, with A uniform between ±1/√48. */
       : "the floor of rank 6, which is 0";
     const burst = losses.findIndex(loss => !(loss < HUGE));
     if (a === 0 && b === 0) {
-      return `With A and B both at zero both gradients are zero: the loss stays ${plain(losses[0])}, `
-        + `above ${goal}. Nothing moves, in the first step or in any other.`;
+      return "With A and B both at zero, both gradients are zero, and nothing moves in any step: the "
+        + `loss stays ${plain(losses[0])}, above ${goal}.`;
     }
     if (burst >= 0) {
-      return `The loss begins at ${plain(losses[0])}, and with steps of this length it grows: after `
-        + `${burst} of them it is beyond a thousand million. A smaller learning rate is needed.`;
+      return `The loss begins at ${plain(losses[0])}, and at this learning rate it grows: after `
+        + `${burst} steps it is above a billion. Choose a smaller learning rate.`;
     }
     const here = losses[step], above = here - floor, last = losses[STEPS] - floor;
-    const down = last < 0.01 ? `After ${STEPS} steps the walk has reached the floor`
-      : `After ${STEPS} steps it is still ${plain(last)} above`;
-    const begins = step ? `, from ${plain(losses[0])} at the start` : "";
-    return `At step ${step} the loss is ${plain(here)}${begins}. That is ${above < 1e-6
+    const down = last < 0.01 ? `After ${STEPS} steps training has reached the floor`
+      : `After ${STEPS} steps it is still ${plain(last)} above it`;
+    const begins = step ? ` (at the start: ${plain(losses[0])})` : "";
+    return `At step ${step} the loss is ${plain(here)}${begins}. It is ${above < 1e-6
       ? "less than a millionth" : plain(above)} above ${goal}. ${down}.`;
   }
 })();

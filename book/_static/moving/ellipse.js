@@ -30,8 +30,8 @@
 
   Moving.register("ellipse", {
     title: "What does a matrix do to a circle?",
-    help: "Turn the input x on the left. On the right, drag a ring: the rings are the outputs of "
-      + "(1, 0) and (0, 1), which are the columns of W.",
+    help: "Drag on the left to turn the input x. Drag a ring on the right to change W: the rings are "
+      + "the outputs of (1, 0) and (0, 1), which are the columns of W.",
     compute: {svd},
     controls: [
       {kind: "range", name: "turn", label: "Angle of the input", min: 0, max: 359, value: 20,
@@ -118,11 +118,11 @@
     if (!sigma[0]) return `${here}This matrix sends every input to zero.`;
     if (sigma[0] - sigma[1] < 1e-9) {
       return `${here}Every output has this length, σ₁ = σ₂ = ${first}: any two directions at right `
-        + "angles may be called v₁ and v₂.";
+        + "angles can be v₁ and v₂.";
     }
     const [longest, shortest] = v.map(one => angleOf(one) % 180);
     const rank = sigma[1] < 1e-9 ? " The matrix has rank 1: the ellipse is a line." : "";
-    return `${here}It is longest, σ₁ = ${first}, for the input at ${longest}°, v₁, and shortest, `
-      + `σ₂ = ${second}, at ${shortest}°, v₂: a right angle away.${rank}`;
+    return `${here}The longest output, σ₁ = ${first}, belongs to the input at ${longest}°, v₁; the `
+      + `shortest, σ₂ = ${second}, to that at ${shortest}°, v₂, at a right angle to v₁.${rank}`;
   }
 })();

@@ -40,9 +40,10 @@
   };
 
   Moving.register("levels", {
-    title: "To which level does a weight go?",
-    help: "Drag a weight along the axis. The others are drawn from the bell curve; the largest of "
-      + "the block, by magnitude, decides how far the levels spread.",
+    title: "To which level is a weight rounded?",
+    help: "Drag the large mark, one weight of a block, along the axis. The small marks are the "
+      + "block's other weights, drawn from the bell curve. The largest magnitude, the absmax, decides "
+      + "how far the levels spread.",
     compute: {round, draws},
     controls: [
       {kind: "range", name: "weight", label: "The weight", min: -END, max: END,
@@ -92,14 +93,14 @@
 
       const lost = Math.hypot(...back.map((one, i) => one - values[i])) / Math.hypot(...values);
       const largest = Math.abs(weight) === absmax;
-      const part = largest ? `The weight ${show(weight)} is the largest of its block, so that its `
-        + "magnitude is the absmax" : `The weight ${show(weight)} is `
-        + `${show(weight / absmax, 3)} of the block's absmax, ${show(absmax)}`;
+      const part = largest ? `The weight ${show(weight)} is the largest of its block, so `
+        + "its magnitude is the absmax" : `The weight ${show(weight)} is `
+        + `${show(weight / absmax, 3)} times the block's absmax, ${show(absmax)}`;
       return `${part}. The nearest of the ${levels.length} levels is ${show(levels[codes[0]], 3)}, `
-        + `code ${codes[0]}: it comes back as ${show(back[0])}, an error of `
-        + `${show(back[0] - weight)}. Over the block the relative error is `
-        + `${(100 * lost).toFixed(1)}%, for ${Number((bits + 32 / state.block).toFixed(2))} bits a `
-        + "weight.";
+        + `code ${codes[0]}: the weight is read back as ${show(back[0])}, an error of `
+        + `${show(back[0] - weight)}. The relative error of the whole block is `
+        + `${(100 * lost).toFixed(1)}%, at ${Number((bits + 32 / state.block).toFixed(2))} bits for `
+        + "each weight.";
     },
   });
 })();

@@ -133,8 +133,8 @@ tests/book/test_moving.py compares every number. */
   const size = model => `${big(model.parameters)}: width ${model.width}, ${model.layers} layers`;
 
   Moving.register("memory", {
-    title: "What fills the card",
-    help: "One training step of a GPT, predicted and not measured. Change what you train, and how.",
+    title: "What fills the memory of the GPU?",
+    help: "One training step of a GPT, predicted and not measured. Dotted: the memory of some cards.",
     compute, stepOf,
     controls: [
       {kind: "select", name: "model", label: "Parameters", value: 3,
@@ -211,13 +211,13 @@ tests/book/test_moving.py compares every number. */
       }
       const piles = PILES.map(([kind, name]) => [found[kind], name]).sort((a, b) => b[0] - a[0]);
       const share = Math.round(100 * piles[0][0] / sum(piles, ([bytes]) => bytes));
-      const fits = card ? `the smallest of these cards that has room is one of ${card} GiB`
+      const fits = card ? `the smallest of these cards with enough memory has ${card} GiB`
         : "no card of 80 GiB has room";
       const trained = adapted(state) ? `an adapter of ${big(found.trained)} numbers is trained`
         : "all of them are trained";
       return `${big(found.parameters)} parameters, and ${trained}. The peak is ${gib(found.peak)} GiB:`
-        + ` ${fits}, and a real run needs somewhat more. The largest pile is the ${piles[0][1]},`
-        + ` ${share}% of all.`;
+        + ` ${fits}. A real run needs somewhat more. Of the five parts the largest is the`
+        + ` ${piles[0][1]}, with ${share}% of their sum.`;
     },
   });
 })();

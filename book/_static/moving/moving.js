@@ -195,6 +195,9 @@ stands alone; so it does where data are missing or `draw` fails. */
       swap.textContent = live ? "Show the printed figure" : "Show the moving picture";
     });
     swap.hidden = !printed.some(one => one.matches("img") || one.querySelector("img, svg"));
+    if (!swap.hidden && printed[0].closest("figure")?.querySelector("figcaption")) {
+      row.prepend(html("span", {class: "moving-help"}, "The caption describes the printed figure."));
+    }
 
     (printed[0]?.parentElement ?? place.parentElement).insertBefore(
       box, printed.at(-1)?.nextSibling ?? place);

@@ -46,8 +46,9 @@
   const known = GROUPS.filter(([kind]) => all.some(arm => group(arm) === kind));
 
   Moving.register("rank", {
-    title: "Which differences between arms are real?",
-    help: "Touch a mark, or go from mark to mark with the arrow keys, to see its runs.",
+    title: "Which arms differ by more than chance?",
+    help: "Touch or click a mark, or use the arrow keys, to see its runs. The strip below compares "
+      + "two arms: a hollow mark says that the interval holds zero.",
     compute: {paired, bySheet},
     controls: [
       {kind: "select", name: "a", label: "Compare", options, value: (ranks[3] ?? ranks[0])?.arm},

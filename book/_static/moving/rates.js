@@ -30,8 +30,9 @@
 
   Moving.register("rates", {
     title: "Does the best learning rate move when the rank changes?",
-    help: "Choose a rule for the scale, and move the learning rate through the valleys. Lines: the first "
-      + "draw. Marks: means of three draws, filled at the best rate. Crosses: broken runs.",
+    help: "Choose a rule for the scale, and drag in the picture to read the losses at a learning rate. "
+      + "Lines: the first draw. Marks: means of three draws, filled at the best rate. Crosses: broken "
+      + "runs.",
     compute: {at},
     controls: [
       {kind: "select", name: "panel", label: "Optimizer and scale", value: 0,

@@ -24,8 +24,8 @@
   }
 
   Moving.register("strength", {
-    title: "What is gained and lost when an adapter is turned up?",
-    help: "Move the strength along the curves. Filled marks: measured, the mean of the seeds.",
+    title: "What does a stronger adapter gain, and what does it lose?",
+    help: "Drag in the picture to change the strength. Filled marks were measured: means of the seeds.",
     compute: {at},
     controls: [
       {kind: "range", name: "strength", label: "Strength of the adapter", min: low, max: high,
@@ -74,7 +74,7 @@
       ? ` (${percent(Math.min(...shares))} to ${percent(Math.max(...shares))})` : "";
     return `${name}, strength ${show(strength)}: the right digit is shown in ${percent(here.content)} `
       + `of the pictures${spread(style.content[i])}, and the style in ${percent(here.style)}`
-      + `${spread(style.style[i])}. ${seeds > 1 ? `Measured with ${seeds} seeds: mean, and from the `
-        + "least to the most." : "Measured once."}`;
+      + `${spread(style.style[i])}. ${seeds > 1 ? `Each is the mean of ${seeds} seeds, with the `
+        + "lowest and the highest in brackets." : "Measured once."}`;
   }
 })();
