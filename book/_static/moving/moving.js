@@ -50,12 +50,15 @@ is a CSS pixel at every width, so words keep their size on a phone (14 px). It h
   base floor, pale, text), dash "5 4", wide 2 (px), r 5 (px), hollow, faint,
   mark "o" "s" "^" "v" "D" "x".
 
+Moving.random(seed) gives {even, normal}: functions that draw a number between 0 and 1, or one from
+a bell curve, and depend on the seed alone.
+
 Numbers come from Moving.data.NAME, a script that the build writes (book/_ext/moving_data.py), or
 from formulas; never by hand. Without script, in print and in other formats the printed figure
 stands alone; so it does where data are missing or `draw` fails. */
 'use strict';
 (() => {
-  const Moving = window.Moving = {data: {}, pictures: {}, register};
+  const Moving = window.Moving = {data: {}, pictures: {}, register, random};
   let count = 0; // of mounted pictures, for ids
 
   function element(space, tag, attributes = {}, children = []) {
@@ -214,6 +217,17 @@ stands alone; so it does where data are missing or `draw` fails. */
     const marks = [...canvas.querySelectorAll("[data-key]")];
     const stop = marks.find(one => one.dataset.key === lastKey) ?? marks[0];
     for (const mark of marks) mark.setAttribute("tabindex", mark === stop ? 0 : -1);
+  }
+
+  function random(seed) {
+    const even = () => { // mulberry32, as it is called
+      seed = seed + 0x6d2b79f5 | 0;
+      let t = Math.imul(seed ^ seed >>> 15, 1 | seed);
+      t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
+      return ((t ^ t >>> 14) >>> 0) / 2 ** 32;
+    };
+    const normal = () => Math.sqrt(-2 * Math.log(1 - even())) * Math.cos(2 * Math.PI * even());
+    return {even, normal};
   }
 
   /* --- Controls */
