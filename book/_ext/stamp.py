@@ -25,6 +25,7 @@ from urllib.parse import quote, urlencode
 import yaml
 from addresses import address_of
 from executed import executed
+from printed import in_words
 from repository import BRANCH, git, repository_slug
 from sphinx.util import logging
 
@@ -47,8 +48,7 @@ def duration(seconds: float) -> str:
 
 def day(moment: float) -> str:
     """'5 November 2026', in UTC."""
-    date = datetime.fromtimestamp(moment, UTC)
-    return f"{date.day} {date:%B %Y}"
+    return in_words(datetime.fromtimestamp(moment, UTC))
 
 
 @cache

@@ -20,6 +20,9 @@ from pathlib import Path
 
 from build import ROOT, run, surroundings
 
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from repository import git
+
 NAME = "lora-measured"
 PACKAGES = (
     "texlive-xetex texlive-fonts-recommended fonts-texgyre fonts-texgyre-math fonts-dejavu-core "
@@ -88,11 +91,8 @@ def typeset(folder: Path) -> list[str]:
 
 def dated() -> dict[str, str]:
     """The last commit's time as that of the file: the same commit gives the same file."""
-    answer = subprocess.run(
-        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    stamp = answer.stdout.strip()
-    return {"SOURCE_DATE_EPOCH": stamp} if answer.returncode == 0 and stamp else {}
+    stamp = git("log", "-1", "--format=%ct")
+    return {"SOURCE_DATE_EPOCH": stamp} if stamp else {}
 
 
 def main() -> int:
