@@ -17,7 +17,8 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from build import chapters
+
+from build import chapters  # isort: skip
 from paper import complaints, log_of, overfull
 from site_help import ROOT
 
