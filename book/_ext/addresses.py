@@ -31,7 +31,12 @@ def book_url(environ: dict[str, str]) -> str:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ValueError(f"BOOK_URL is no web address: {url!r}; give https://…")
         return url.rstrip("/") + "/"
-    found = re.fullmatch(r"([\w.-]+)/([\w.-]+)", environ.get("GITHUB_REPOSITORY", "").strip())
+    return pages_url(environ.get("GITHUB_REPOSITORY", "").strip())
+
+
+def pages_url(slug: str) -> str:
+    """The address that GitHub Pages gives the repository 'OWNER/NAME', or ''."""
+    found = re.fullmatch(r"([\w.-]+)/([\w.-]+)", slug)
     if not found:
         return ""
     owner, name = found[1].lower(), found[2]
@@ -209,12 +214,12 @@ def _finish(app, exception):
     # With <base> a link to a place on this page would lead to the root instead.
     text = lost.read_text(encoding="utf-8")
     lost.write_text(re.sub(r'href="#', 'href="404.html#', text), encoding="utf-8")
-    files = {"sitemap.xml": "", "robots.txt": ""}
-    if url:
-        files["sitemap.xml"] = sitemap(url, sorted(app.env.found_docs))
-        files["robots.txt"] = f"User-agent: *\nAllow: /\nSitemap: {urljoin(url, 'sitemap.xml')}\n"
+    files = {
+        "sitemap.xml": sitemap(url, sorted(app.env.found_docs)),
+        "robots.txt": f"User-agent: *\nAllow: /\nSitemap: {urljoin(url, 'sitemap.xml')}\n",
+    }
     for name, text in files.items():
-        if text:
+        if url:
             (out / name).write_text(text, encoding="utf-8")
         else:
             (out / name).unlink(missing_ok=True)  # of an earlier build

@@ -50,7 +50,7 @@ def _lines(draw, text: str, font, width: int) -> list[str]:
     return lines
 
 
-def draw_card(title: str, book: str, figure: bytes | None) -> bytes:
+def draw_card(title: str, book: str, figure: bytes) -> bytes:
     """A card as PNG bytes: the title, the figure under it, and the book's mark and name."""
     from PIL import Image, ImageDraw
 
@@ -68,13 +68,12 @@ def draw_card(title: str, book: str, figure: bytes | None) -> bytes:
     draw.rectangle((MARGIN + 11, foot - 17, MARGIN + 28, foot), outline=BLUE, width=2)
     if title != book:
         draw.text((MARGIN + 42, foot - 30), book, font=_font(26), fill=MUTED)
-    if figure is not None:
-        picture = Image.open(io.BytesIO(figure)).convert("RGBA")
-        high = foot - 44 - (top + 16)
-        scale = min(wide / picture.width, high / picture.height)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-        card.paste(picture, ((SIZE[0] - size[0]) // 2, top + 16 + (high - size[1]) // 2), picture)
+    picture = Image.open(io.BytesIO(figure)).convert("RGBA")
+    high = foot - 44 - (top + 16)
+    scale = min(wide / picture.width, high / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    card.paste(picture, ((SIZE[0] - size[0]) // 2, top + 16 + (high - size[1]) // 2), picture)
     out = io.BytesIO()
     card.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -84,12 +83,9 @@ def card_of(app, pagename: str, title: str) -> tuple[str, str]:
     """Draw the page's card, unless it is there: (its path from the site's root, what it shows)."""
     book = app.config.html_title
     figure = first_figure(executed(app, pagename).notebook)
-    name = pagename.replace("/", "-") if figure else "book"
+    name, shown = (pagename.replace("/", "-"), title) if figure else ("book", book)
     path = Path(app.outdir) / "cards" / f"{name}.png"
-    if name != "book" or not path.exists():
-        if figure is None and FRONT.is_file():
-            figure = FRONT.read_bytes()
+    if figure or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(draw_card(title if name != "book" else book, book, figure))
-    shown = title if name != "book" else book
+        path.write_bytes(draw_card(shown, book, figure or FRONT.read_bytes()))
     return f"cards/{name}.png", f"The title “{shown}” over a figure"

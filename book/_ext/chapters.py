@@ -146,9 +146,8 @@ def _entry(app, page: str, entry: dict, here: str) -> str:
         f'{LEVELS[level]}" title="{LEVELS[level]}">{"★" * level}</span>',
         f"<span>reads in {rounded(noted(env, MINUTES).get(page, 0))} min</span>",
     ]
-    ran = (getattr(env, "nb_metadata", {}).get(page) or {}).get("exec_data")
-    if ran and ran.get("runtime"):
-        facts.append(f"<span>runs in {in_words(ran['runtime'])}</span>")
+    if seconds := executed(app, page).seconds:
+        facts.append(f"<span>runs in {in_words(seconds)}</span>")
     shown = f'<span class="chapter-number">{number}</span> {title}' if number else title
     return (
         f'<li><a class="chapter-title" href="{escape(link)}">{shown}</a>'

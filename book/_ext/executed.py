@@ -14,16 +14,18 @@ from typing import NamedTuple
 class Executed(NamedTuple):
     """What is known of a page's execution, which may have been in an earlier build.
 
-    ``moment`` is in seconds since 1970, and ``cores`` how many it had to itself.
+    ``moment`` is in seconds since 1970, ``seconds`` is how long it took, and ``cores`` how many it
+    had to itself.
     """
 
     notebook: dict | None = None
     moment: float | None = None
+    seconds: float | None = None
     cores: int | None = None
 
 
 def executed(app, page: str) -> Executed:
-    """The page's notebook with its outputs, and when it was executed on how many cores."""
+    """The page's notebook with its outputs, and when, how long and on how many cores it ran."""
     known = app.__dict__.setdefault("executed_notebooks", {})
     if page not in known:
         known[page] = _look(app, page)
@@ -36,8 +38,9 @@ def _look(app, page: str) -> Executed:
     ran = (getattr(app.env, "nb_metadata", {}).get(page) or {}).get("exec_data")
     if not source.is_file() or not ran or not ran.get("succeeded"):
         return Executed()
+    known = Executed(None, ran["mtime"], ran["runtime"])
     if not (cache / "global.db").is_file():
-        return Executed(moment=ran["mtime"])
+        return known
     import nbformat
     from jupyter_cache import get_cache
 
@@ -47,6 +50,6 @@ def _look(app, page: str) -> Executed:
         record = store.match_cache_notebook(notebook)
         _, merged = store.merge_match_into_notebook(notebook)
     except KeyError:
-        return Executed(moment=ran["mtime"])
+        return known
     moment = record.created.replace(tzinfo=UTC).timestamp()
-    return Executed(merged, moment, (record.data or {}).get("cores"))
+    return Executed(merged, moment, ran["runtime"], (record.data or {}).get("cores"))

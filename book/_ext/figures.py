@@ -7,6 +7,7 @@ and a label, so that it can be referred to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html.parser import HTMLParser
 
 from docutils import nodes
@@ -60,45 +61,35 @@ def _is_cell(node: nodes.Node) -> bool:
     return isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"
 
 
-def _cell_of(node: nodes.Node) -> nodes.Node | None:
-    """The notebook cell that a node lies in."""
-    while node is not None and not _is_cell(node):
+def _nearest(node: nodes.Node, wanted: Callable[[nodes.Node], object]) -> nodes.Node | None:
+    """The node itself or the nearest one above it that is wanted."""
+    while node is not None and not wanted(node):
         node = node.parent
     return node
 
 
 def _stands_in_for_html(node: nodes.Node) -> bool:
     """Whether a picture is only the form that an output takes where no HTML can be shown."""
-    form = node.parent
-    while form is not None and not (isinstance(form, nodes.container) and "mime_type" in form):
-        form = form.parent
+    form = _nearest(node, lambda one: isinstance(one, nodes.container) and "mime_type" in one)
     return form is not None and any(
         other.get("mime_type") == "text/html" for other in form.parent.children
     )
 
 
-def _line(node: nodes.Node) -> int | None:
-    """The line of a node, or of the nearest one above it that knows its line."""
-    while node is not None and not node.line:  # 0 for a picture within a paragraph
-        node = node.parent
-    return node.line if node is not None else None
-
-
 def _where(app, node: nodes.Node) -> str:
     page = app.env.doc2path(app.env.docname, base=False)
-    if (cell := _cell_of(node)) is not None:
+    if (cell := _nearest(node, _is_cell)) is not None:
         return f"{page}, cell {cell['cell_index'] + 1}"
-    line = _line(node) or 0
-    if page.endswith(".ipynb") and line >= 10000:  # MyST-NB: 150002 is line 2 of cell 15
-        return f"{page}, cell {line // 10000}"
+    knows = _nearest(node, lambda one: one.line)  # a picture within a paragraph has line 0
+    if page.endswith(".ipynb") and knows and knows.line >= 10000:  # 150002: line 2 of cell 15
+        return f"{page}, cell {knows.line // 10000}"
     return page
 
 
 def check(app, doctree: nodes.document) -> None:
     """Warn (the build turns warnings into failure) about each picture that lacks words."""
     for cell in doctree.findall(_is_cell):
-        shown = [node for node in cell.findall(nodes.figure) if node.get("names")]
-        shown += [node for node in cell.findall(nodes.figure) if node.get("dupnames")]
+        shown = [node for node in cell.findall(nodes.figure) if node["names"] or node["dupnames"]]
         if len(shown) > 1:
             logger.warning("%s: %d outputs, and each gets the figure's caption; end a last line "
                            "that only returns something with ;", _where(app, cell), len(shown),
@@ -106,15 +97,13 @@ def check(app, doctree: nodes.document) -> None:
     for node in doctree.findall(nodes.image):
         if _stands_in_for_html(node):
             continue
-        in_cell = _cell_of(node) is not None
+        in_cell = _nearest(node, _is_cell) is not None
         if not node.get("alt", "").strip():
             what = f"; {HOW}" if in_cell else "; write ![what it shows](…) or :alt:"
             logger.warning("%s: a figure has no alt text%s", _where(app, node), what,
                            type="figures", subtype="alt")  # fmt: skip
         if in_cell:
-            figure = node.parent
-            while figure is not None and not isinstance(figure, nodes.figure):
-                figure = figure.parent
+            figure = _nearest(node, lambda one: isinstance(one, nodes.figure))
             captioned = figure is not None and any(
                 isinstance(child, nodes.caption) for child in figure.children
             )

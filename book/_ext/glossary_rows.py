@@ -66,11 +66,10 @@ def row_of(name: str) -> str | None:
 def _jump(label: str, target: str | None, said: str) -> nodes.Node:
     if target is None:
         return nodes.inline("", label, classes=["no-entries"])
-    link = nodes.reference("", "", nodes.Text(label), internal=True, refid=target, reftitle=said)
-    return link
+    return nodes.reference("", "", nodes.Text(label), internal=True, refid=target, reftitle=said)
 
 
-def _row(links: list[nodes.Node], label: str, lang: str) -> nodes.paragraph:
+def _row(links: list[nodes.Node], label: str) -> nodes.paragraph:
     row = nodes.paragraph("", classes=["glossary-letters"])
     row += nodes.raw("", f'<span class="visually-hidden">{label}</span> ', format="html")
     for link in links:
@@ -88,7 +87,7 @@ def _letters(glossary: nodes.Element) -> list[nodes.Node]:
             for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]  # fmt: skip
 
 
-def _order(app, section: nodes.section) -> dict[str, str]:
+def _order(section: nodes.section) -> dict[str, str]:
     """Put the list of Japanese names into the order of readings; {kana: anchor of its group}."""
     body = section.next_node(nodes.tbody)
     if body is None:
@@ -123,11 +122,11 @@ def _add(app, doctree: nodes.document, page: str) -> None:
     anchors = {}
     for section in doctree.findall(nodes.section):
         if LIST in section["ids"] or LIST in section["names"]:
-            anchors = _order(app, section)
-    rows = [_row(_letters(glossary), "English:", "en")]
+            anchors = _order(section)
+    rows = [_row(_letters(glossary), "English:")]
     if anchors:
         kana = [_jump(kana, anchors.get(kana), f"{kana}行の日本語名") for kana in ROWS]
-        rows.append(_row(kana, "日本語：", "ja"))
+        rows.append(_row(kana, "日本語："))
     place = nodes.container("", *rows, classes=["glossary-rows"])
     glossary.parent.insert(glossary.parent.index(glossary), place)
 

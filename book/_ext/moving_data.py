@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +105,7 @@ def memory(page: Page) -> dict[str, Any]:
     sizes = ((768, 12, 12), (2048, 24, 16), (4096, 32, 32), (5120, 40, 40), (8192, 80, 64))
     found = [DecoderConfig()]
     found += [DecoderConfig(w, n, heads, vocab=32_000, context=2048) for w, n, heads in sizes]
-    return {
-        "models": [
-            {
-                "width": one.width,
-                "layers": one.layers,
-                "heads": one.heads,
-                "vocab": one.vocab,
-                "context": one.context,
-                "parameters": one.parameters,
-            }
-            for one in found
-        ]
-    }
+    return {"models": [asdict(one) | {"parameters": one.parameters} for one in found]}
 
 
 # --- Chapter 6 ------------------------------------------------------------------------------
@@ -162,7 +150,7 @@ def rank(page: Page) -> dict[str, Any]:
 
 
 def _names(rows: Iterable[Row], labels: int) -> list[str]:
-    kinds = {*NAME_SIDES, *(name for name in METHODS)}
+    kinds = {*NAME_SIDES, *METHODS}
     return list(
         dict.fromkeys(
             row.arm
@@ -200,7 +188,7 @@ def _arm(run: Recording, name: str, labels: int) -> dict[str, Any]:
 def rates(page: Page) -> dict[str, Any]:
     """Chapter 9's curves of validation loss against the learning rate, under each rule."""
     adam, scaling = page.run("rates", "adam"), page.run("rates", "scaling")
-    rows = replace(adam, rows=adam.rows + scaling.rows).rows
+    rows = adam.rows + scaling.rows
     profile = lr.PROFILES[adam.profile]
     start = _untouched(page, rows)
     panels = [("AdamW", rule, lr.arm_of, profile.ranks) for rule in lr.RULES]

@@ -45,20 +45,15 @@ def loads_from_elsewhere(html: str) -> list[str]:
 
 
 def _drop_strays(app, pagename, templatename, context, doctree):
-    """Leave out Thebe (a second declaration of its constants is an error) and off-site scripts."""
-    context["script_files"] = [
-        script
-        for script in context["script_files"]
-        if not is_elsewhere(getattr(script, "filename", script))
-        and "thebe" not in str(getattr(script, "filename", "") or "").lower()
-        and "THEBE" not in str(getattr(script, "attributes", {}).get("body", ""))
-    ]
-    context["css_files"] = [
-        style
-        for style in context["css_files"]
-        if not is_elsewhere(getattr(style, "filename", style))
-        and "thebe" not in str(getattr(style, "filename", "") or "").lower()
-    ]
+    """Leave out Thebe (a second declaration of its constants is an error) and off-site files."""
+
+    def stays(file) -> bool:
+        name = str(getattr(file, "filename", file) or "")
+        code = str(getattr(file, "attributes", {}).get("body", ""))
+        return not is_elsewhere(name) and "thebe" not in name.lower() and "THEBE" not in code
+
+    for kind in ("script_files", "css_files"):
+        context[kind] = [file for file in context[kind] if stays(file)]
 
 
 def _check_pages(app, exception):

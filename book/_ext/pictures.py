@@ -133,22 +133,21 @@ class Converter:
             if inside:
                 data = base64.b64decode(inside[1])
                 address = "data:image/webp;base64," + base64.b64encode(webp(data)).decode()
-                size = Image.open(io.BytesIO(data)).size
+                dots = Image.open(io.BytesIO(data)).size
             elif name in self.sizes:
                 address = source.removesuffix(".png") + ".webp"
-                wide, high = self.sizes[name]
+                dots = self.sizes[name]
             elif (ready := self._ready(source)) and attribute(tag, "width") is None:
                 address = source
-                wide, high = Image.open(ready).size
+                dots = Image.open(ready).size
             else:
                 return tag
-            if not inside:
-                size = css_size((wide, high))
             shown += 1
             tag = with_attribute(tag, "src", address)
+            wide, high = dots if inside else css_size(dots)
             if attribute(tag, "width") is None and attribute(tag, "height") is None:
-                tag = with_attribute(tag, "width", str(size[0]))
-                tag = with_attribute(tag, "height", str(size[1]))
+                tag = with_attribute(tag, "width", str(wide))
+                tag = with_attribute(tag, "height", str(high))
             if shown > 1:
                 tag = with_attribute(tag, "loading", "lazy")
                 tag = with_attribute(tag, "decoding", "async")
@@ -166,7 +165,7 @@ class Converter:
                 )
             tag = with_attribute(tag, "class", " ".join(kinds))
             # On a phone it scrolls sideways in this box: there it stays wide enough to be read.
-            shape = f"--full: {size[0]}px; --shape: {wide} / {high}"
+            shape = f"--full: {wide}px; --shape: {dots[0]} / {dots[1]}"
             return f'<span class="picture-box" style="{shape}">{tag}{over}</span>'
 
         text = IMG.sub(picture, text)

@@ -19,9 +19,10 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
+from addresses import pages_url
 from docutils import nodes
 from PIL import Image
-from repository import git
+from repository import git, repository_slug
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.transforms.post_transforms.images import ImageConverter
@@ -52,15 +53,7 @@ def in_words(day: datetime.date) -> str:
 
 def site_address(config) -> str:
     """Where the site is published, with a slash at its end; '' where that is not known."""
-    given = str(getattr(config, "html_baseurl", "") or "")
-    if not given:
-        from repository import repository_slug
-
-        slug = repository_slug()
-        if slug:
-            owner, name = slug.split("/")
-            given = f"https://{owner.lower()}.github.io/{name}/"
-    return given and given.rstrip("/") + "/"
+    return config.html_baseurl or pages_url(repository_slug() or "")
 
 
 def only_online(page: str) -> bool:

@@ -17,6 +17,7 @@ from sphinx.builders.epub3 import Epub3Builder
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
+from stamp import citation_file
 
 logger = logging.getLogger(__name__)
 STYLE = ROOT / "book" / "_paper" / "reader.css"
@@ -242,8 +243,7 @@ def _point_to_solution(app, place: nodes.Element, docname: str, anchor: str) -> 
 
 def _configure(app, config) -> None:
     # The same for all formats: a difference would make Sphinx read all pages anew.
-    found = re.search(r"^version: *(\S+)", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
-    config.version = config.version or (found[1] if found else "")
+    config.version = config.version or str(citation_file()["version"])
     config.epub_title = config.html_title
     config.epub_basename = "lora-measured"
     config.epub_uid = "lora-measured"

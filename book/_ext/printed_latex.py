@@ -23,12 +23,12 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import exercise_enumerable_node
 
 PREAMBLE = ROOT / "book" / "_paper" / "preamble.tex"
-# Pages that a reader looks up by name: a page number behind each reference would be noise.
 WORD = 14  # a word of more letters in code may be broken
 LONG = 1200  # a table of more letters than these may be broken over pages
 MANY = 5  # columns: from so many on, each gets a width, and with more a smaller font
 ROWS = 20  # and so may one of more rows
 FITS = 80  # so many letters fit into a line of a table
+# Pages that a reader looks up by name: a page number behind each reference would be noise.
 NO_PAGE = ("book/glossary", "book/bibliography")
 
 

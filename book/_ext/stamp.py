@@ -19,12 +19,12 @@ from functools import cache
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 import yaml
 from addresses import address_of
-from executed import executed
+from executed import Executed, executed
+from printed import in_words
 from repository import BRANCH, git, repository_slug
 from sphinx.util import logging
 
@@ -47,8 +47,7 @@ def duration(seconds: float) -> str:
 
 def day(moment: float) -> str:
     """'5 November 2026', in UTC."""
-    date = datetime.fromtimestamp(moment, UTC)
-    return f"{date.day} {date:%B %Y}"
+    return in_words(datetime.fromtimestamp(moment, UTC))
 
 
 @cache
@@ -88,18 +87,10 @@ def versions() -> str:
     return ", ".join([*parts, f"minilora {minilora_version()}"])
 
 
-class Ran(NamedTuple):
-    """The execution of a page: its moment (seconds since 1970), how long it took, its cores."""
-
-    moment: float
-    seconds: float
-    cores: int | None = None
-
-
-def when(ran: Ran | None, built: float, with_what: str, made_from: str) -> str:
+def when(ran: Executed, built: float, with_what: str, made_from: str) -> str:
     """The sentence about a page: executed, if it ``ran``, or else built."""
-    if ran:
-        words = f"Executed on {day(ran.moment)} in {duration(ran.seconds)}"
+    if ran.moment:
+        words = f"Executed on {day(ran.moment)} in {duration(ran.seconds or 0.0)}"
         if ran.cores:
             words += " on one core" if ran.cores == 1 else f" on {ran.cores} cores"
         words += f" with {with_what}"
@@ -182,14 +173,6 @@ def foot(sentence: str, links: list[tuple[str, str, bool]], plain: str, bibtex: 
     )
 
 
-def _ran(app, page: str) -> Ran | None:
-    """The execution of a page's cells, if there was one."""
-    found = executed(app, page)
-    if found.moment is None:
-        return None
-    return Ran(found.moment, app.env.nb_metadata[page]["exec_data"]["runtime"] or 0.0, found.cores)
-
-
 def _menu(context, buttons: list[tuple[str, str, str, str]]) -> None:
     """Replace the theme's entries for downloads: (text, address, explanation, label) each."""
     entries = [
@@ -210,11 +193,11 @@ def _menu(context, buttons: list[tuple[str, str, str, str]]) -> None:
 def _add_foot(app, pagename, templatename, context, doctree):
     if doctree is None:
         return
-    slug, ran = repository_slug(), _ran(app, pagename)
+    slug, ran = repository_slug(), executed(app, pagename)
     title = re.sub(r"<[^>]+>", "", context["title"])
     url = address_of(app.config.html_baseurl, pagename)
     links, buttons = [], []
-    if ran:
+    if ran.moment:
         bare, full = (context["pathto"](name, 1) for name in notebook_names(pagename))
         links += [("Notebook", bare, True), ("Notebook with outputs", full, True)]
         buttons = [
@@ -278,7 +261,7 @@ def without_glue(notebook: dict) -> dict:
 def _write_notebooks(app, exception):
     if exception is not None or app.builder.format != "html":
         return
-    pages = [page for page in sorted(app.env.found_docs) if _ran(app, page)]
+    pages = [page for page in sorted(app.env.found_docs) if executed(app, page).moment]
     if not pages:
         return
     sys.path.insert(0, str(ROOT / "book" / "_tools"))

@@ -445,8 +445,6 @@ window.BookSearch = (() => {
           // Of a glossary's entry the beginning: that is what the word means.
           snippet: snippet(result.place.text, result.terms, result.place.kind === 'term')}));
     };
-    find.parse = parse;
-    find.size = places.length;
     return find;
   };
 
@@ -492,5 +490,5 @@ window.BookSearch = (() => {
     return parts;
   };
 
-  return {index, fold, stem, words, distance, snippet};
+  return {index, fold, stem, words, distance};
 })();

@@ -87,7 +87,7 @@
           `result${found.length === 1 ? '' : 's'} for “${typed}”`
         : `Nothing found for “${typed}”. Try one word of it, or its English name.`;
       if (found.length && inDialog && found.length === most) {
-        list.append(make('li', {class: 'book-search-all'}, make('a',
+        list.append(make('li', {}, make('a',
           {href: `${ROOT}search.html?q=${encodeURIComponent(typed)}`}, 'Show more results')));
       }
       if (!inDialog) {

@@ -65,11 +65,19 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str]
     return process.returncode, problems
 
 
-def failed(code: int, problems: list[str]) -> int:
+def failed(code: int, problems: list[str], what: str = "The book was not built.") -> int:
     """Say what is wrong, once more and last."""
-    print("\nThe book was not built. What is wrong:", file=sys.stderr)
+    print(f"\n{what} What is wrong:", file=sys.stderr)
     print("\n".join(f"  {problem}" for problem in problems[:40]), file=sys.stderr)
     return code
+
+
+def jupyter_book(output: str, *more: str, toc: str = "book/_toc.yml") -> list[str]:
+    """The command with which Sphinx reads and writes the pages."""
+    return [
+        str(Path(sys.executable).with_name("jupyter-book")), "build", ".",
+        "--config", "book/_config.yml", "--toc", toc, "--path-output", output, "-n", *more,
+    ]  # fmt: skip
 
 
 def surroundings() -> dict[str, str]:
@@ -110,14 +118,7 @@ def main() -> int:
     if code != 0:
         return failed(code, problems)
     print("\nSphinx reads and writes the pages now: a minute or two.", flush=True)
-    code, problems = run(
-        [
-            str(Path(sys.executable).with_name("jupyter-book")), "build", ".",
-            "--config", "book/_config.yml", "--toc", "book/_toc.yml",
-            "--path-output", output, "-n", *strict,
-        ],
-        environment,
-    )  # fmt: skip
+    code, problems = run(jupyter_book(output, *strict), environment)
     if options.chapter is not None:
         problems = [
             problem

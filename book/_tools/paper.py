@@ -18,7 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from build import ROOT, run, surroundings
+from build import ROOT, failed, jupyter_book, run, surroundings
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from repository import git
 
 NAME = "lora-measured"
 PACKAGES = (
@@ -88,11 +91,8 @@ def typeset(folder: Path) -> list[str]:
 
 def dated() -> dict[str, str]:
     """The last commit's time as that of the file: the same commit gives the same file."""
-    answer = subprocess.run(
-        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    stamp = answer.stdout.strip()
-    return {"SOURCE_DATE_EPOCH": stamp} if answer.returncode == 0 and stamp else {}
+    stamp = git("log", "-1", "--format=%ct")
+    return {"SOURCE_DATE_EPOCH": stamp} if stamp else {}
 
 
 def main() -> int:
@@ -114,15 +114,9 @@ def main() -> int:
     builder = {"pdf": "latex", "epub": "epub"}[options.format]
     folder = ROOT / options.output / "_build" / builder
     shutil.rmtree(folder, ignore_errors=True)
-    code, wrong = run(
-        [
-            str(Path(sys.executable).with_name("jupyter-book")), "build", ".",
-            "--config", "book/_config.yml", "--toc", options.toc,
-            "--path-output", options.output, "-n", "-W", "--keep-going",
-            "--builder", "custom", "--custom-builder", builder,
-        ],
-        surroundings() | dated(),
-    )  # fmt: skip
+    wanted = ("-W", "--keep-going", "--builder", "custom", "--custom-builder", builder)
+    command = jupyter_book(options.output, *wanted, toc=options.toc)
+    code, wrong = run(command, surroundings() | dated())
     if code == 0 and options.format == "pdf":
         wrong = typeset(folder)
         worst = overfull(log_of(folder))[:3]
@@ -131,9 +125,7 @@ def main() -> int:
                   sep="\n  ")  # fmt: skip
         code = int(bool(wrong))
     if code != 0:
-        print(f"\nThe {options.format} was not written. What is wrong:", file=sys.stderr)
-        print("\n".join(f"  {problem}" for problem in wrong[:40]), file=sys.stderr)
-        return code
+        return failed(code, wrong, f"The {options.format} was not written.")
     made = ROOT / options.output / f"{NAME}.{options.format}"
     shutil.copy(folder / made.name, made)
     size = made.stat().st_size / 1e6

@@ -44,19 +44,19 @@ def test_durations(seconds, words):
 
 def test_a_page_says_that_it_was_executed_or_that_it_was_built():
     noon = 1_795_953_600.0  # 29 November 2026, 12:00 UTC
-    ran = stamp.when(stamp.Ran(noon, 72.0, 2), 0.0, "Python 3.12.3, torch 2.9", "abc1234")
-    assert ran == (
+    ran, never = stamp.Executed(None, noon, 72.0, 2), stamp.Executed()
+    assert stamp.when(ran, 0.0, "Python 3.12.3, torch 2.9", "abc1234") == (
         "Executed on 29 November 2026 in 1 min 12 s on 2 cores with Python 3.12.3, torch 2.9, "
         "commit abc1234."
     )
-    alone = stamp.when(stamp.Ran(noon, 72.0, 1), 0.0, "Python", "")
+    alone = stamp.when(ran._replace(cores=1), 0.0, "Python", "")
     assert alone == "Executed on 29 November 2026 in 1 min 12 s on one core with Python."
-    unknown = stamp.when(stamp.Ran(noon, 72.0), 0.0, "Python", "")
+    unknown = stamp.when(ran._replace(cores=None), 0.0, "Python", "")
     assert unknown == "Executed on 29 November 2026 in 1 min 12 s with Python."
-    assert stamp.when(None, noon, "Python", "abc1234") == (
+    assert stamp.when(never, noon, "Python", "abc1234") == (
         "Built on 29 November 2026 from commit abc1234."
     )
-    assert stamp.when(None, noon, "Python", "") == "Built on 29 November 2026."
+    assert stamp.when(never, noon, "Python", "") == "Built on 29 November 2026."
 
 
 def test_a_commit_with_changes_is_not_named_as_if_it_had_none(tmp_path):

@@ -51,7 +51,7 @@
     <div class="live-outputs">
       <p class="live-says"></p>
       <div class="live-bars" role="img"></div>
-      <p class="live-note live-key"><span class="live-swatch"></span>with the adapter
+      <p class="live-note"><span class="live-swatch"></span>with the adapter
         <span class="live-swatch live-swatch-base"></span>the base alone</p>
       <fieldset><legend>Rank of the adapter</legend>${['none', ...Object.keys(stored.adapters)].map(rank =>
         `<label><input type="radio" name="live-rank" value="${rank}"

@@ -41,23 +41,12 @@ the sum of the squares of D − B A, with A uniform between ±1/√48. */
 
   const floorOf = r => SIZES.slice(r).reduce((sum, size) => sum + size * size, 0);
 
-  /** Numbers between 0 and 1 that depend on the seed alone (mulberry32, as it is called). */
-  function random(seed) {
-    return () => {
-      seed = seed + 0x6d2b79f5 | 0;
-      let t = Math.imul(seed ^ seed >>> 15, 1 | seed);
-      t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
-      return ((t ^ t >>> 14) >>> 0) / 2 ** 32;
-    };
-  }
-
   /** A uniform between ±a/√48, B from a bell curve with the standard deviation b. */
   function start({rank, a, b, seed}) {
-    const next = random(seed);
-    const normal = () => Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next());
+    const {even, normal} = Moving.random(seed);
     return {
       A: Array.from({length: rank}, () =>
-        Array.from({length: WIDTH}, () => a * (2 * next() - 1) / Math.sqrt(WIDTH))),
+        Array.from({length: WIDTH}, () => a * (2 * even() - 1) / Math.sqrt(WIDTH))),
       B: Array.from({length: WIDTH}, () => Array.from({length: rank}, () => b * normal())),
     };
   }

@@ -20,18 +20,9 @@
     return {absmax, codes, back: codes.map(code => levels[code] * absmax)};
   }
 
-  /** Numbers from a bell curve that depend on the seed alone (mulberry32 makes the even ones). */
-  function draws(seed, count) {
-    seed = Math.imul(seed + 1, 0x9e3779b1);
-    const next = () => {
-      seed = seed + 0x6d2b79f5 | 0;
-      let t = Math.imul(seed ^ seed >>> 15, 1 | seed);
-      t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
-      return ((t ^ t >>> 14) >>> 0) / 2 ** 32;
-    };
-    return Array.from({length: count}, () =>
-      Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next()));
-  }
+  /** Numbers from a bell curve that depend on the seed alone. */
+  const draws = (seed, count) =>
+    Array.from({length: count}, Moving.random(Math.imul(seed + 1, 0x9e3779b1)).normal);
 
   const minus = text => text.replace("-", "−");
   const show = (value, places = 2) => {

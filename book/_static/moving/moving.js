@@ -34,7 +34,7 @@ is a CSS pixel at every width, so words keep their size on a phone (14 px). It h
   picture.word(x, y, "text", {ink, anchor: "start" | "middle" | "end", bold, small})
   picture.axes({x: {min, max, scale: "log", label, ticks, format}, y: {…},
                 left, right, top, bottom})               margins in px; ticks is a list, or false
-    axes.x(value), axes.y(value)                         in px; axes.at(px, py) goes back
+    axes.x(value), axes.y(value)                         in px
     axes.line(points, look)     points are [[x, y], …]   axes.dots(points, look)
     axes.bar(x0, x1, y, px, look)                        px high, around y
     axes.rule({x: …} or {y: …}, look)                    a line right across
@@ -50,12 +50,15 @@ is a CSS pixel at every width, so words keep their size on a phone (14 px). It h
   base floor, pale, text), dash "5 4", wide 2 (px), r 5 (px), hollow, faint,
   mark "o" "s" "^" "v" "D" "x".
 
+Moving.random(seed) gives {even, normal}: functions that draw a number between 0 and 1, or one from
+a bell curve, and depend on the seed alone.
+
 Numbers come from Moving.data.NAME, a script that the build writes (book/_ext/moving_data.py), or
 from formulas; never by hand. Without script, in print and in other formats the printed figure
 stands alone; so it does where data are missing or `draw` fails. */
 'use strict';
 (() => {
-  const Moving = window.Moving = {data: {}, pictures: {}, register};
+  const Moving = window.Moving = {data: {}, pictures: {}, register, random};
   let count = 0; // of mounted pictures, for ids
 
   function element(space, tag, attributes = {}, children = []) {
@@ -105,7 +108,7 @@ stands alone; so it does where data are missing or `draw` fails. */
     const swap = html("button", {type: "button"}, "Show the printed figure");
     const reset = html("button", {type: "button"}, "Start again");
     const frame = html("div", {class: "moving-frame"}, canvas);
-    const body = html("div", {class: "moving-body"},
+    const body = html("div", {},
       html("p", {class: "moving-title"}, spec.title),
       ...spec.help ? [html("p", {class: "moving-help"}, spec.help)] : [],
       frame, says, html("div", {class: "moving-controls"}, ...fields.map(one => one.box)));
@@ -124,8 +127,7 @@ stands alone; so it does where data are missing or `draw` fails. */
       canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
       canvas.setAttribute("height", height);
       drag = null;
-      const text = spec.draw(state, picture(canvas, width, height, {
-        set, drag: f => { drag = f; }, chosen: () => lastKey}));
+      const text = spec.draw(state, picture(canvas, width, height, set, f => { drag = f; }));
       if (says.textContent !== text) says.textContent = text;
       for (const [i, one] of fields.entries()) one.show(spec.controls[i].when?.(state) ?? true);
       canvas.classList.toggle("moving-drags", drag !== null);
@@ -220,6 +222,17 @@ stands alone; so it does where data are missing or `draw` fails. */
     for (const mark of marks) mark.setAttribute("tabindex", mark === stop ? 0 : -1);
   }
 
+  function random(seed) {
+    const even = () => { // mulberry32, as it is called
+      seed = seed + 0x6d2b79f5 | 0;
+      let t = Math.imul(seed ^ seed >>> 15, 1 | seed);
+      t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
+      return ((t ^ t >>> 14) >>> 0) / 2 ** 32;
+    };
+    const normal = () => Math.sqrt(-2 * Math.log(1 - even())) * Math.cos(2 * Math.PI * even());
+    return {even, normal};
+  }
+
   /* --- Controls */
 
   function field(control, id, state, set) {
@@ -281,7 +294,7 @@ stands alone; so it does where data are missing or `draw` fails. */
       box = html("div", {}, button);
       button.addEventListener("click", () => control.press(state, set));
     } else throw new Error(`no control of the kind ${kind}`);
-    box.className = `moving-control moving-${kind}`;
+    box.className = `moving-${kind}`;
     return {box, sync, show: on => { box.hidden = !on; }};
   }
 
@@ -295,7 +308,7 @@ stands alone; so it does where data are missing or `draw` fails. */
     o: "M1 0A1 1 0 1 1-1 0A1 1 0 1 1 1 0Z", s: "M-.9-.9H.9V.9H-.9Z", "^": "M0-1.1L1 .8H-1Z",
     v: "M0 1.1L1-.8H-1Z", D: "M0-1.2L1.2 0L0 1.2L-1.2 0Z", x: "M-.9-.9L.9 .9M.9-.9L-.9 .9"};
 
-  function picture(canvas, width, height, {set, drag}) {
+  function picture(canvas, width, height, set, drag) {
     const add = (tag, attributes, ...children) => {
       const made = svg(tag, attributes, ...children);
       canvas.append(made);
@@ -336,7 +349,7 @@ stands alone; so it does where data are missing or `draw` fails. */
       const path = points => points.map(([a, b], i) =>
         `${i ? "L" : "M"}${across(a).toFixed(2)} ${up(b).toFixed(2)}`).join("");
       return {
-        x: across, y: up, at,
+        x: across, y: up,
         line: (points, look = {}) => add("path", {d: path(points), style: stroke(look)}),
         dots: (points, look = {}) => points.map(([a, b]) => add("path", {
           d: SHAPES[look.mark ?? "o"], "vector-effect": "non-scaling-stroke",
@@ -376,7 +389,7 @@ stands alone; so it does where data are missing or `draw` fails. */
         },
       };
     }
-    return {width, height, set, add, word, axes, svg: canvas};
+    return {width, height, set, add, word, axes};
   }
 
   /** A function from values to px, with its ticks and the way back. */
