@@ -445,6 +445,17 @@ def test_merging_a_computed_weight_is_refused():
     refuses(model, lambda: minilora.merge(model), "'1'", "computed", "parametrization")
 
 
+def test_adapters_beside_a_tied_weight_compute_the_formula_and_train():
+    model, x = Tied(), ids()
+    shake(add_lora(model, LoRAConfig(targets=["head", "embed"])))
+    W = model.embed.base.weight
+    hidden = model.proj((W + model.embed.delta())[x])
+    assert close(model(x), hidden @ (W + model.head.delta()).T, 1e-5)
+    model(x).sin().sum().backward()
+    assert all(p.grad.any() for p in minilora.lora_parameters(model))
+    assert W.grad is None and model.head.base.weight is W
+
+
 def test_tied_weights_are_refused_then_untied_then_tied_again():
     model, x = Tied(), ids()
     shake(add_lora(model, LoRAConfig(targets=["head", "proj"])))
@@ -733,9 +744,11 @@ def test_deepcopy_and_pickle(state):
 
 
 def test_types_and_callables_become_paths():
+    x = ids()
     for targets in (nn.Embedding, lambda path, m: path == "embed"):
         model = toy(targets=targets)
         assert vars(model)["_minilora"].config.targets == ("embed",)
+        assert torch.equal(model(x), toy(targets=["embed"])(x))
     model = toy(targets=["embed", "head"], exclude=nn.Linear)
     assert vars(model)["_minilora"].config.targets == ("embed",)
     assert vars(model)["_minilora"].config.exclude is None

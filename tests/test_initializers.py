@@ -118,8 +118,9 @@ def test_loading_onto_a_pissa_model_starts_from_the_original_weights(tmp_path):
     assert bits(model(x)) == bits(wanted(x))
 
 
-def test_gradients_flow_into_both_factors_from_the_first_step():
-    model = add_lora(Toy(), config("pissa"))
+@every
+def test_gradients_flow_into_both_factors_from_the_first_step(init):
+    model = add_lora(Toy(), config(init))
     model(ids()).sum().backward()
     layer = model.blocks[0].q_proj
     assert layer.A.grad.abs().max() > 0 and layer.B.grad.abs().max() > 0

@@ -88,13 +88,16 @@ def versions() -> str:
 
 
 def when(ran: Executed, built: float, with_what: str, made_from: str) -> str:
-    """The sentence about a page: executed, if it ``ran``, or else built."""
+    """The sentence about a page: executed, if it ``ran``, or else built.
+
+    The cells may have been executed in an earlier build, at another commit than the page's.
+    """
     if ran.moment:
         words = f"Executed on {day(ran.moment)} in {duration(ran.seconds or 0.0)}"
         if ran.cores:
             words += " on one core" if ran.cores == 1 else f" on {ran.cores} cores"
-        words += f" with {with_what}"
-        return f"{words}, commit {made_from}." if made_from else f"{words}."
+        words += f" with {with_what}."
+        return f"{words} Built from commit {made_from}." if made_from else words
     return f"Built on {day(built)}" + (f" from commit {made_from}." if made_from else ".")
 
 

@@ -74,6 +74,7 @@
         find = await load();
         await wait(30);  // a fast writer's next letter comes first
       } catch (error) {
+        console.error(error);
         status.replaceChildren('The index of the search could not be loaded. ',
           make('a', {href: `${ROOT}genindex.html`}, 'The alphabetical index'), ' may help.');
         return;

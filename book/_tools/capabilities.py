@@ -35,13 +35,15 @@ table; point at a field with the mouse to see the first.
 
 The columns:
 
-- **add and train**: `add_lora` puts the adapter there, and outputs and gradients are right.
-- **merge**: `merge`, `unmerge` and `remove_lora(keep_update=True)`.
+- **add and train**: `add_lora` puts the adapter there, and the output is what it should be; or \
+it trains.
+- **merge**: `merge` and back; where the test is `test_merge`, `remove_lora(keep_update=True)` too.
 - **save**: `save`, and `load` into a fresh copy of the base.
 - **PEFT reads it**, **reads PEFT's**: a folder that one of the two wrote gives the same model in \
 the other.
 - **serve**: `AdapterBank`, many adapters in one batch.
-- **tools**: the commands on files: `minilora resize`, `add`, `merge`, `extract`, `convert`.
+- **tools**: at least one of the commands on files, as the tests say: `minilora resize`, `add`, \
+`merge`, `extract`, `convert`; *refused*: the one that its test asks for.
 """
 
 

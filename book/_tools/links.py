@@ -99,7 +99,7 @@ def of_bibliography(text: str) -> set[str]:
 def of_sources(root: Path) -> dict[str, list[str]]:
     """address -> files of the repository that name it: prose, bibliography and docstrings."""
     files = [root / name for name in ("README.md", "CITATION.cff", "CHANGELOG.md")]
-    files += [*(root / "book").glob("*.md"), *(root / "book").glob("*.bib")]
+    files += [*(root / "book").rglob("*.md"), *(root / "book").glob("*.bib")]
     files += [*(root / "notebooks").glob("*.ipynb"), *(root / "book").glob("*.ipynb")]
     files += (root / "minilora").rglob("*.py")
     places = defaultdict(list)

@@ -77,6 +77,8 @@ def typeset(folder: Path) -> list[str]:
         if seen == known:
             break
         known = seen
+    else:
+        return [f"page numbers still move in pass {PASSES}"]
     began = time.time()
     answer = subprocess.run(
         ["xdvipdfmx", "-q", "-E", "-o", f"{NAME}.pdf", f"{NAME}.xdv"],

@@ -188,15 +188,18 @@ def test_every_icon_is_drawn_from_the_small_font(browser, address):
     """Without the theme's script, and without its fonts of 156 kB and more."""
     with Visit(browser, address, PAGES[0]) as opened:
         opened.page.evaluate("document.fonts.ready.then(() => true)")
+        assert opened.page.locator('[class*="fa-"]').count() > 5
         assert opened.page.evaluate(ICONS) == []
         loaded = opened.page.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
         assert [name for name in loaded if "fontawesome" in name] == []
 
 
-# A stop on the keyboard's way, by what it is, and how it looks with the focus and without.
+# How the element with the focus looks, and a stop on the keyboard's way without it.
 LOOK = """() => { const s = getComputedStyle(document.activeElement);
   const width = s.outlineStyle === 'none' ? 0 : parseFloat(s.outlineWidth);
   return [width, s.outlineColor, s.opacity]; }"""
+BARE = """node => { const s = getComputedStyle(node);
+  return s.outlineStyle === 'none' ? 0 : parseFloat(s.outlineWidth); }"""
 CONTROLS = {
     "the sidebar's button": ".sidebar-toggle.primary-toggle",
     "the download menu": ".dropdown-download-buttons > button",
@@ -213,7 +216,7 @@ CONTROLS = {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_focus_can_be_seen(reader, address, site, scheme):
-    """On each kind of control: an outline of 3 px that was not there before."""
+    """On each kind of control: an outline, 3 to 1 against the page, that is there with it alone."""
     page = next(
         name for name in PAGES
         if name.startswith("notebooks/")
@@ -226,6 +229,7 @@ def test_focus_can_be_seen(reader, address, site, scheme):
     for what, selector in CONTROLS.items():
         control = reader.locator(selector).locator("visible=true").first
         assert control.count(), f"{page} has no {what}"
+        assert control.evaluate(BARE) == 0, f"{what} has an outline without the focus"
         control.evaluate("node => { if (node.tabIndex < 0) node.tabIndex = 0; node.focus(); }")
         width, colour, opacity = reader.evaluate(LOOK)
         assert width >= 2 and float(opacity) > 0.5, f"{what}: {width} px, opacity {opacity}"
@@ -279,6 +283,7 @@ def test_copy_buttons_stand_on_code_alone(reader, address, site):
     page = next(n for n in PAGES if "cell_output" in (site / n).read_text(encoding="utf-8"))
     open_page(reader, address, page)
     reader.wait_for_selector("button.copybtn", state="attached")
+    assert reader.locator(".cell_output pre").count() > 0
     assert reader.locator(".cell_output button.copybtn").count() == 0
 
 

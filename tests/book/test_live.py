@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
-from site_help import DESK, PHONE, Visit
+from site_help import DESK, PHONE, ROOT, Visit
 from sphinx.errors import ExtensionError
 from tiny_site import build
 from torch.nn import functional as F
 
 from minilora import LoRAConfig, add_lora, lora_layers, set_strength
 from minilora.experiments.rank import PROFILES
+from minilora.experiments.recording import read_recording
 from minilora.lab import data
 from minilora.lab.pretrained import pretrained_adder
 from minilora.lab.transformer import BLOCK_LINEARS, TransformerClassifier, TransformerConfig
@@ -160,7 +161,9 @@ COMPUTE = """([pictures, rank, strength]) => {
 
 @pytest.mark.site
 def test_nothing_is_loaded_before_the_button_is_pressed(visit):
-    assert not [url for url in visit.asked if "weights" in url]
+    loaded = visit.page.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
+    assert any("live/live.js" in url for url in loaded)
+    assert not [url for url in [*loaded, *visit.asked] if "weights" in url]
     visit.page.locator(".live-start").scroll_into_view_if_needed()
     assert visit.page.locator(".live-still").is_visible()
     assert visit.page.evaluate("window.LIVE_WEIGHTS === undefined")
@@ -206,6 +209,22 @@ def test_the_shares_that_the_page_names_are_right(stored):
         with torch.no_grad():
             right = (model(hand.x.double()).argmax(1) == hand.y).double().mean().item()
         assert right == pytest.approx(said["written"], abs=2.5 / len(hand))  # ties of rounding
+
+
+@pytest.mark.site
+def test_each_adapter_is_the_first_draw_of_the_chapters_run(stored):
+    profile = PROFILES["cpu"]
+    rows = read_recording(ROOT / "build" / "runs" / "rank.cpu.json").rows
+    hand = data.pairs(data.digits().test, profile.sums.test, seed=1002)
+    assert len(stored["adapters"]) == 4
+    for rank, adapter in stored["adapters"].items():
+        first = ("final", f"LoRA r={rank}", profile.labels, profile.tuning.tested[0])
+        (row,) = (one for one in rows if (one.stage, one.arm, one.labels, one.seed) == first)
+        assert adapter["lr"] == row.lr
+        with torch.no_grad():
+            right = model_of(stored, rank)(hand.x.double()).argmax(1) == hand.y
+        # It was trained by itself, the run's many at once: what is rounded otherwise adds up.
+        assert right.double().mean().item() == pytest.approx(row.accuracy, abs=0.02)
 
 
 @pytest.mark.site

@@ -38,6 +38,7 @@ def test_pictures_are_webp_with_sizes_and_wait_their_turn(page, site):
     assert not re.search(r"_images/[^\"' )]+\.png", text)
     assert "data:image/png" not in text
     shown = [m[0] for m in pictures.IMG.finditer(text) if "_images/" in m[0]]
+    assert len(shown) == text.count('class="picture-box"')
     for number, tag in enumerate(shown):
         assert int(pictures.attribute(tag, "width")) > 0
         assert int(pictures.attribute(tag, "height")) > 0
@@ -46,7 +47,9 @@ def test_pictures_are_webp_with_sizes_and_wait_their_turn(page, site):
 
 @every
 def test_each_figure_is_a_plot_or_a_picture(page, site):
-    for tag in (m[0] for m in pictures.IMG.finditer(html(page)) if "_images/" in m[0]):
+    tags = [m[0] for m in pictures.IMG.finditer(html(page)) if "_images/" in m[0]]
+    assert bool(tags) == ('class="picture-box"' in html(page))
+    for tag in tags:
         kinds = set((pictures.attribute(tag, "class") or "").split())
         assert len(kinds & {"plot", "picture"}) == 1, tag
 
@@ -208,6 +211,8 @@ BARS = {
 @every
 def test_bars_over_hidden_code_say_what_is_under_them(page, site):
     found = re.findall(r'<p class="collapsed admonition-title">([^<]*)</p>', html(page))
+    hidden = re.findall(r'class="cell[^"]*tag_hide-(?:cell|input|output)', html(page))
+    assert len(found) == len(hidden)
     assert set(found) <= BARS
     assert "On Colab this installs the book" not in html(page), "the set-up cell is on the page"
 

@@ -206,11 +206,11 @@ def test_in_print_and_without_script_the_printed_figure_stands_alone(browser, ad
 
 @pytest.mark.site
 @every
-def test_by_keys_alone_every_control_is_reached_and_changes_the_sentence(browser, address, name):
+def test_by_keys_alone_every_control_is_reached_and_changes_what_is_seen(browser, address, name):
     visit = Sight(browser, address, name)
     with visit:
         live = visit.live
-        keyboard, seen, changed = visit.page.keyboard, [], set()
+        keyboard, seen, changed, silent = visit.page.keyboard, [], set(), []
         first = live.locator(".moving-frame [tabindex='0'], .moving-controls :is(input, select)")
         first.first.focus()
         while visit.page.evaluate("document.activeElement.closest('.moving-live') !== null"):
@@ -221,7 +221,9 @@ def test_by_keys_alone_every_control_is_reached_and_changes_the_sentence(browser
                 " ?? document.activeElement.textContent]"
             )
             seen.append(here[1])
-            before = says(live)
+            # From where it starts: what others have set may leave nothing for this one to change.
+            live.locator(".moving-row button").first.evaluate("button => button.click()")
+            before, drawn = says(live), live.locator("svg").inner_html()
             if here[0] in ("range", "number"):
                 keyboard.press("ArrowUp")
             elif here[0] == "select-one":
@@ -232,11 +234,17 @@ def test_by_keys_alone_every_control_is_reached_and_changes_the_sentence(browser
                 keyboard.press("ArrowRight")
             if says(live) != before:
                 changed.add(here[0])
+            elif (
+                here[0] in ("range", "number", "select-one", "checkbox", "circle")
+                and live.locator("svg").inner_html() == drawn
+            ):
+                silent.append(here[1])
             keyboard.press("Tab")
             assert len(seen) < 60
         assert {"Start again", "Show the printed figure"} <= set(seen)
         assert all(seen)  # each has a name
-        assert changed
+        # What an arm is compared with stays in the picture, shown or not.
+        assert changed and silent == (["full fine-tuning"] if name == "rank" else [])
         shown = live.locator(":is(input, select):visible").count()
         reached = sum(one not in ("Start again", "Show the printed figure") for one in seen)
         assert reached >= shown
@@ -267,7 +275,7 @@ def test_controls_have_names_and_readings_and_the_picture_has_words(browser, add
         assert facts["polite"] == "polite" and facts["name"] and facts["told"]
 
 
-#: Contrast of every word in the picture with the ground it stands on, least first.
+#: Contrast of every word in the picture with the ground it stands on.
 CONTRAST = """box => {
   const light = rgb => {
     const [r, g, b] = rgb.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255).map(
@@ -275,12 +283,12 @@ CONTRAST = """box => {
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = light(getComputedStyle(box).backgroundColor);
-  return Math.min(...[...box.querySelectorAll("svg text, p, label, legend, output, button")]
+  return [...box.querySelectorAll("svg text, p, label, legend, output, button")]
     .filter(one => one.textContent.trim() && one.getClientRects().length).map(one => {
       const style = getComputedStyle(one);
       const ink = light(one.tagName === "text" ? style.fill : style.color);
       return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
-    }));
+    });
 }"""
 
 
@@ -292,7 +300,8 @@ def test_words_can_be_read_in_both_themes(browser, address, name, theme):
     with visit:
         live = visit.live
         visit.page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-        assert live.evaluate(CONTRAST) >= 4.5
+        ratios = live.evaluate(CONTRAST)
+        assert len(ratios) > 5 and min(ratios) >= 4.5
 
 
 @pytest.mark.site
@@ -348,7 +357,8 @@ def test_to_take_the_printed_one_s_place_moves_nothing_that_is_seen(browser, add
     visit = Sight(browser, address, name)
     with visit:
         live = visit.live
-        anchor = live.evaluate("box => box.closest('figure')?.id || ''")
+        anchor = live.evaluate("box => box.closest('figure')?.id")
+        assert anchor, "it stands in a figure that an address can name"
         # With the picture in sight from the start, and nothing but it drawn late.
         visit.context.route(re.compile("mathjax"), lambda route: route.abort())
         page = visit.context.new_page()
@@ -468,6 +478,7 @@ def test_differences_of_arms_are_those_of_the_package(browser, address):
         arms = visit.page.evaluate("Moving.data.rank.sets[0].arms")
         trained = [one["arm"] for one in arms if one["parameters"] and one["r"]]
         trained.append("full fine-tuning")
+        assert len(trained) > 4
         pairs = list(itertools.permutations(trained, 2))
         found = visit.page.evaluate(
             """pairs => pairs.map(pair => {
@@ -711,9 +722,11 @@ def test_intruders_are_those_that_the_page_counts(browser, address, site):
             }"""
         )
         assert found == [list(one) for one in printed]
-        # What the page says of them.
-        assert sum(printed[0][1]) == 0
-        for _, near, turned in printed[6:]:
+        # What the page says of them: five cases, below 0.5 and then below 0.8.
+        assert len(printed) == 10 and sum(printed[0][1]) == 0
+        for _, near, turned in printed[1:5]:
+            assert 0 < sum(near) < 1.2 * sum(turned)
+        for _, near, turned in printed[5:]:
             assert sum(near) > sum(turned)
         name, near, turned = found[1]
         live.get_by_label("Trained").select_option(name)

@@ -130,6 +130,25 @@ def test_a_log_with_a_fault_is_complained_about(line, said):
     assert any(said in one for one in paper.complaints(line))
 
 
+@pytest.mark.parametrize(("still", "said"), [(True, []), (False, ["page numbers still move"])])
+def test_a_book_whose_page_numbers_never_stand_still_is_not_written(
+    tmp_path, monkeypatch, still, said
+):
+    passes = []
+
+    def ran(command, **_):
+        passes.append(command[0])
+        for end in ("aux", "toc", "log"):
+            text = "same" if still or end == "log" else str(len(passes))
+            (tmp_path / f"{paper.NAME}.{end}").write_text(text)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(paper.subprocess, "run", ran)
+    wrong = paper.typeset(tmp_path)
+    assert len(wrong) == len(said) and all(a in b for a, b in zip(said, wrong, strict=True))
+    assert passes.count("xelatex") == (2 if still else paper.PASSES)
+
+
 def test_a_log_without_faults_is_not():
     log = "LaTeX Font Info: x\nOverfull \\hbox (3.1pt too wide) in paragraph at lines 1--2\n"
     assert paper.complaints(log) == []

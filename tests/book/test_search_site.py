@@ -298,6 +298,7 @@ def test_a_page_loads_the_index_only_for_a_search(browser, address):
 def test_no_page_loads_the_other_search(browser, address, page):
     with Visit(browser, address, page) as opened:
         loaded = opened.page.evaluate("[...document.scripts].map(script => script.src)")
+        assert any("_static/search.js" in url for url in loaded)
         assert not [
             url for url in loaded if re.search("searchindex|searchtools|language_data", url)
         ]

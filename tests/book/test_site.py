@@ -175,8 +175,7 @@ def test_every_chapter_is_in_the_contents(browser, address):
 def test_solutions_are_hidden_until_asked_for(browser, address, site):
     """A solution is in the page, closed, and opens with a click."""
     found = [page for page in PAGES if "tag_hide-cell" in (site / page).read_text()]
-    if not found:
-        pytest.skip("no written chapter has a solution yet")
+    assert len(found) == len(list((ROOT / "notebooks").glob("*.ipynb")))
     for page in found:
         with Visit(browser, address, page) as opened:
             boxes = opened.page.locator(".tag_hide-cell details")

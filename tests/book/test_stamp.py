@@ -46,8 +46,8 @@ def test_a_page_says_that_it_was_executed_or_that_it_was_built():
     noon = 1_795_953_600.0  # 29 November 2026, 12:00 UTC
     ran, never = stamp.Executed(None, noon, 72.0, 2), stamp.Executed()
     assert stamp.when(ran, 0.0, "Python 3.12.3, torch 2.9", "abc1234") == (
-        "Executed on 29 November 2026 in 1 min 12 s on 2 cores with Python 3.12.3, torch 2.9, "
-        "commit abc1234."
+        "Executed on 29 November 2026 in 1 min 12 s on 2 cores with Python 3.12.3, torch 2.9. "
+        "Built from commit abc1234."
     )
     alone = stamp.when(ran._replace(cores=1), 0.0, "Python", "")
     assert alone == "Executed on 29 November 2026 in 1 min 12 s on one core with Python."

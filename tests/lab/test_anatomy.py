@@ -62,6 +62,11 @@ def test_what_is_never_called_is_what_an_adapter_does_nothing_to(name):
                 > (1e-5 if exact == torch.float32 else 1e-9)
             )
         assert moved == one.called, one
+        logits = model(**inputs).logits
+        if logits.requires_grad:
+            logits.sin().sum().backward()
+        trains = layer.B.grad is not None and bool(layer.B.grad.any())
+        assert trains == one.called, one
 
 
 def test_the_layers_that_are_never_called():

@@ -1069,6 +1069,7 @@ def leads_at(default: Recording, second: Recording, lr: float) -> list:
         ]
         if all(pair):
             found.append(better(both, pair[0][0], pair[1][0]))
+    assert found, f"at no rank were both starts tested with the rate {lr}"
     return found
 
 

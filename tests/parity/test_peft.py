@@ -264,6 +264,11 @@ def test_merge(case):
     assert close(ours.eval()(x), merged.eval()(x), 1e-6)
     minilora.unmerge(ours)
     assert {n: bits(p) for n, p in ours.named_parameters()} == before
+    minilora.remove_lora(ours, keep_update=True)
+    kept = dict(ours.named_parameters())
+    assert kept.keys() == dict(merged.named_parameters()).keys()
+    for name, parameter in merged.named_parameters():
+        assert close(kept[name], parameter, 1e-6), name
 
 
 def _weight(model: nn.Module, name: str) -> torch.Tensor:
@@ -322,6 +327,8 @@ def test_saved_keys_and_values(case, tmp_path):
     for key in texts[0].keys() - told_later:
         assert texts[0][key] == texts[1][key], key
     assert all(key in texts[1] for key in texts[0])
+    again, x = minilora.load(fresh(case), tmp_path / "ours"), inputs(case)
+    assert bits(again.eval()(x)) == bits(ours.eval()(x))
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -147,6 +147,26 @@ def test_what_is_not_a_plain_linear_layer_is_refused_and_nothing_changes() -> No
     assert all(torch.equal(tied.get_submodule(p).weight, W) for p, W in before.items())
 
 
+def test_training_goes_on_from_such_a_start_and_leaves_the_rounded_weights() -> None:
+    exact = model_of()
+    model = copy.deepcopy(exact)
+    config = loftq.round_linears(model, config_of(), two_bits, 3)
+    minilora.add_lora(model, config)
+    frozen = [layer.base.weight.clone() for layer in minilora.lora_layers(model).values()]
+    x = torch.randn(64, 32)
+    optimizer = torch.optim.Adam(minilora.lora_parameters(model), lr=1e-3)
+    losses = []
+    for _ in range(50):
+        loss = (model(x) - exact(x).detach()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    for layer, before in zip(minilora.lora_layers(model).values(), frozen, strict=True):
+        assert torch.equal(layer.base.weight, before)
+
+
 def test_an_adapter_with_such_a_start_is_saved_and_loaded(tmp_path: object) -> None:
     model = model_of()
     config = loftq.quantize_linears(model, config_of(), steps=2)
