@@ -2,7 +2,10 @@
  *
  * The theme takes the focus away from its buttons when they are pressed, so that their labels
  * vanish. One who works by keyboard is then back at the top of the page. Here the focus returns to
- * the button: at once, or, where the button opened a dialog, when that is closed. */
+ * the button: at once, or, where the button opened a dialog, when that is closed.
+ *
+ * On a narrow screen the contents lie in a dialog over the page. A link to a place of this page
+ * closes it, so that the place can be seen. */
 'use strict';
 
 (() => {
@@ -25,4 +28,13 @@
       }
     });
   }, true);
+
+  window.addEventListener('click', event => {
+    const link = event.target instanceof Element && event.target.closest('dialog[open] a[href]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const to = new URL(link.href, location.href);
+    if (to.hash && to.pathname === location.pathname && to.search === location.search) {
+      link.closest('dialog').close();
+    }
+  });
 })();

@@ -13,14 +13,16 @@ window.BOOK_SEARCH_WORDS = {
     'we what when where which who why will with you your vs versus about but').split(' '),
 
   // A question after the meaning of a word: entries of the glossary come first.
-  meaning: ['what is', 'what are', 'meaning of', 'definition of', 'define', 'とは', '意味'],
+  meaning: ['what is', 'what are', 'meaning of', 'definition of', 'define', 'とは何ですか', 'とは何か',
+    'とは何', 'とは', 'って何', '意味'],
 
   // A question after a first value: the page that chooses values comes first.
   choice: ['how to choose', 'how to set', 'how to pick', 'how to select', 'how do i choose',
     'which value', 'what value', 'good value', 'recommended', 'default', 'typical', 'best',
     'optimal', 'choose', 'choosing', 'いくつ', 'どれくらい', 'どのくらい', '選び方', '決め方',
+    'どう選ぶ', 'どう決める', 'を選ぶ',
     'おすすめ', '推奨', '最適', '目安', '設定', 'what should', 'how large', 'how big', 'how high',
-    'how many epochs'],
+    'how many epochs', 'should i start with', 'do i start with', 'to start with'],
 
   synonyms: {
     // Memory
@@ -35,6 +37,10 @@ window.BOOK_SEARCH_WORDS = {
     'メモリ': ['memory'],
     '足りない': ['does not fit'],
     'gradient accumulation steps': ['gradient accumulation'],
+    'calculator': ['!seven billion parameters, counted'],
+    'memory calculator': ['!seven billion parameters, counted'],
+    'vram calculator': ['!seven billion parameters, counted'],
+    '計算機': ['seven billion parameters, counted'],
     'activation checkpointing': ['gradient checkpointing', 'checkpointing'],
     'gradient checkpointing': ['!checkpointing'],
     // Training that goes wrong
@@ -60,6 +66,11 @@ window.BOOK_SEARCH_WORDS = {
     '学習が進まない': ['loss does not decrease'],
     'overfit': ['overfitting', 'validation loss rises'],
     'overfitting': ['validation loss rises while training loss falls'],
+    'prevent overfitting': ['!validation loss rises while training loss falls'],
+    'avoid overfitting': ['!validation loss rises while training loss falls'],
+    '過学習を防': ['!validation loss rises while training loss falls'],
+    '過学習の防': ['!validation loss rises while training loss falls'],
+    '過学習を避': ['!validation loss rises while training loss falls'],
     'early stopping': ['stops in time', 'stopping'],
     'catastrophic forgetting': ['forgetting', 'wipes out'],
     'forgets': ['forgetting'],
@@ -135,6 +146,8 @@ window.BOOK_SEARCH_WORDS = {
     'save lora': ['!a file of its own', 'what is in the folder', 'save_adapter'],
     'saving': ['!a file of its own', 'what is in the folder', 'file', 'save'],
     'load': ['loading'],
+    'folder made by peft': ['!what is in the folder'],
+    'folder from peft': ['!what is in the folder'],
     'huggingface': ['hugging face', 'peft'],
     'install': ['on your own machine', 'pip install'],
     'setup': ['on your own machine'],

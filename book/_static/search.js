@@ -29,7 +29,12 @@
     node.append(...children);
     return node;
   };
-  const parts = (list) => list.map(([text, mark]) => mark ? make('mark', {}, text) : text);
+  // A voice, and the choice of a face, depend on the language: Japanese says that it is Japanese.
+  const JAPANESE = /([\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}ー々、。]+)/u;
+  const said = (text) => text.split(JAPANESE).map((piece, i) =>
+    i % 2 ? make('span', {lang: 'ja'}, piece) : piece);
+  const parts = (list) => list.flatMap(([text, mark]) =>
+    mark ? [make('mark', {}, ...said(text))] : said(text));
 
   const item = (result) => {
     const {place} = result;
@@ -39,7 +44,7 @@
     const kind = KINDS[place.kind];
     const where = kind && !place.trail.startsWith(kind) ? `${kind} · ${place.trail}` : place.trail;
     const link = make('a', {href: `${ROOT}${place.url}#${place.anchor}`},
-      make('span', {class: 'book-search-where'}, where), heading,
+      make('span', {class: 'book-search-where'}, ...said(where)), heading,
       make('span', {class: 'book-search-snippet'}, ...parts(result.snippet)));
     link.marks = [...new Set([...result.heading, ...result.snippet]
       .filter(([, mark]) => mark).map(([text]) => text.toLowerCase()))];
@@ -83,10 +88,10 @@
       const found = find(input.value.trimStart(), most);
       list.replaceChildren(...found.map(item));
       list.dataset.query = typed;  // what the list answers; tests wait for it
-      status.textContent = found.length
+      status.replaceChildren(...said(found.length
         ? `${found.length}${found.length === most ? ' best' : ''} ` +
           `result${found.length === 1 ? '' : 's'} for “${typed}”`
-        : `Nothing found for “${typed}”. Try one word of it, or its English name.`;
+        : `Nothing found for “${typed}”. Try one word of it, or its English name.`));
       if (found.length && inDialog && found.length === most) {
         list.append(make('li', {}, make('a',
           {href: `${ROOT}search.html?q=${encodeURIComponent(typed)}`}, 'Show more results')));
@@ -185,7 +190,12 @@
       const box = make('div', {class: 'book-search'});
       dialog.append(box);
       dialog.setAttribute('aria-label', 'Search this book');
-      const show = attach(dialog.querySelector('form'), box, 12);
+      const form = dialog.querySelector('form');
+      const show = attach(form, box, 12);
+      // On a phone the dialog fills the screen, and there is no Esc.
+      const close = make('button', {type: 'button', class: 'book-search-close'}, 'Close');
+      close.addEventListener('click', () => dialog.close());
+      form.append(close);
       // Whoever opens the dialog: back to where the reader was when it closes.
       let before = null;
       new MutationObserver(() => {

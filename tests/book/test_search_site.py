@@ -156,6 +156,13 @@ ANSWERS = {
         GLOSSARY + "intruder-dimension",
     ],
     "diverges": [SYMPTOMS + "the-loss-jumps-up-and-stays-high", SYMPTOMS + "the-loss-is-nan"],
+    # Whole questions, in both languages
+    "which rank should I start with": RANK_STEP,
+    "load a folder made by PEFT": FOLDER,
+    "memory calculator": [MEMORY + "seven-billion-parameters-counted"],
+    "学習率はどう選ぶ": RATE[:1],
+    "LoRAとは何か": [GLOSSARY + "low-rank-adaptation"],
+    "過学習を防ぐ": OVERFITTING[:1],
     "training is slow": [SYMPTOMS + "training-is-slower-than-full-fine-tuning"],
 }
 
@@ -485,3 +492,47 @@ def test_the_rows_of_letters_in_the_glossary(plain, address):
         "差分更新",
         "差分微調整",
     )
+
+
+def test_a_phone_can_close_the_dialog_and_read_what_is_typed(browser, address):
+    with Visit(browser, address, "book/how-to-use.html") as opened:
+        page = opened.page
+        page.set_viewport_size(PHONE)
+        page.locator(".bd-header-article .search-button").first.click()
+        page.wait_for_selector("#pst-search-dialog[open]")
+        text, glass = page.evaluate(
+            """() => { const form = document.querySelector('#pst-search-dialog form');
+            const field = form.querySelector('input'), seen = getComputedStyle(field);
+            return [field.getBoundingClientRect().left + parseFloat(seen.paddingLeft),
+              form.querySelector('i, svg').getBoundingClientRect().right]; }"""
+        )
+        assert glass <= text, "the glass lies over the text"
+        page.get_by_role("button", name="Close", exact=True).click()
+        page.wait_for_selector("#pst-search-dialog:not([open])", state="attached")
+
+
+def test_a_contents_of_the_page_closes_when_a_place_is_chosen(browser, address):
+    with Visit(browser, address, "book/memory.html") as opened:
+        page = opened.page
+        page.set_viewport_size(PHONE)
+        page.locator(".secondary-toggle").first.click()
+        page.wait_for_selector("#pst-secondary-sidebar-modal[open]")
+        page.locator("#pst-secondary-sidebar-modal a", has_text="The decision table").click()
+        page.wait_for_url("**/memory.html#*")
+        page.wait_for_selector("#pst-secondary-sidebar-modal:not([open])", state="attached")
+
+
+def test_japanese_in_results_says_that_it_is_japanese(browser, address):
+    with Visit(browser, address, "search.html?q=量子化") as opened:
+        page = opened.page
+        page.wait_for_selector("#search-results ol[data-query=量子化] li")
+        bare = page.evaluate(
+            r"""() => { const walk = document.createTreeWalker(
+              document.getElementById('search-results'), NodeFilter.SHOW_TEXT), bare = [];
+            while (walk.nextNode()) {
+              const node = walk.currentNode;
+              if (/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}]/u.test(node.data)
+                && !node.parentElement.closest('[lang=ja]')) bare.push(node.data);
+            } return bare; }"""
+        )
+        assert bare == []
