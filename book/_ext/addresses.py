@@ -163,7 +163,7 @@ def _not_found(app):
     """The page that a server shows for an address that does not exist."""
     body = (
         "<section><h1>This page does not exist</h1>"
-        "<p>The address is mistyped, or the page has another one now. "
+        "<p>The address has a typing error, or the page has moved. "
         '<a href="search.html">Search the book</a>, or choose from its contents.</p>'
         f'<nav aria-label="Contents of the book"><p><a href="{quote(app.config.root_doc)}.html">'
         f"{escape(app.config.html_title)}</a></p>{_contents(app)}</nav></section>"

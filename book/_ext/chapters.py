@@ -187,8 +187,8 @@ def times_note(cores: Iterable[int | None]) -> str:
     counts = sorted({count for count in cores if count})
     if not counts:
         return ""
-    words = " or ".join("one core" if count == 1 else f"{count} cores" for count in counts)
-    return f'<p class="chapter-note">The run times are those of this build, on {words}.</p>'
+    words = " or ".join("one" if count == 1 else str(count) for count in counts)
+    return f'<p class="chapter-note">The run times are those of this build, on {words} {"core" if counts == [1] else "cores"}.</p>'
 
 
 # --- Events -------------------------------------------------------------------------------------

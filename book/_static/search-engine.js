@@ -137,6 +137,8 @@ window.BookSearch = (() => {
   const PRIOR = {section: 1, term: 0.8, claim: 0.7, api: 0.62, exercise: 0.6, source: 0.4};
   const MINOR = /^(exercises|sources|what you now know|bibliography)$/i;
 
+  const CHAPTER = /(?:\bch(?:apter|\.)?\s*|第)(\d{1,2})(?![\d.])(?:\s*章)?/i;
+
   /** The terms of a phrase, one for each word: of lora_alpha the whole name only. */
   const sequence = (phrase) => {
     const terms = [];
@@ -156,7 +158,7 @@ window.BookSearch = (() => {
     const places = data.places.map(([page, kind, anchor, number, heading, where, text, code]) => {
       const [url, title, chapter] = data.pages[page];
       const trail = [chapter ? `Chapter ${chapter} · ${title}` : title, where];
-      const place = {url, kind, anchor, number, heading, text, title,
+      const place = {url, kind, anchor, number, heading, text, title, chapter: String(chapter),
         trail: trail.filter((part, i) => part && (i || part !== heading)).join(' › ')};
       place.top = kind === 'section' && heading === title;
       // A page of definitions: its sections are no more than their frame.
@@ -381,7 +383,16 @@ window.BookSearch = (() => {
       return best;
     };
 
-    const find = (typed, most = 30) => {
+    const find = (asked, most = 30) => {
+      // 'Chapter 9 best rate', '第9章 学習率': in that chapter only, if there is one of that number.
+      const number = CHAPTER.exec(asked.normalize('NFKC'));
+      const inside = number && places.filter((place) => place.chapter === number[1]);
+      const typed = inside?.length ? asked.normalize('NFKC').replace(number[0], ' ') : asked;
+      if (inside?.length && !typed.trim()) {
+        return inside.filter((place) => place.kind === 'section').slice(0, most).map((place) =>
+          ({place, score: 0, terms: new Set(), heading: marked(place.heading, []),
+            snippet: snippet(place.text, new Set(), true)}));
+      }
       const {units, asks} = parse(typed);
       const scored = new Map();  // place -> {score, weight of the units found, their hits}
       let all = 0;
@@ -413,6 +424,7 @@ window.BookSearch = (() => {
       const results = [];
       for (const entry of scored.values()) {
         const place = places[entry.number];
+        if (inside?.length && place.chapter !== number[1]) continue;
         const found = entry.hits.filter(Boolean);
         let score = entry.score * (entry.weight / all) ** 1.5;
         // lora_alpha is asked for by name: then its description is as good as a section.

@@ -91,7 +91,7 @@
       status.replaceChildren(...said(found.length
         ? `${found.length}${found.length === most ? ' best' : ''} ` +
           `result${found.length === 1 ? '' : 's'} for “${typed}”`
-        : `Nothing found for “${typed}”. Try one word of it, or its English name.`));
+        : `Nothing found for “${typed}”. Try a single word, or the English word.`));
       if (found.length && inDialog && found.length === most) {
         list.append(make('li', {}, make('a',
           {href: `${ROOT}search.html?q=${encodeURIComponent(typed)}`}, 'Show more results')));

@@ -119,7 +119,7 @@ def test_every_chapter_has_a_line():
 
 @pytest.mark.parametrize(
     ("cores", "words"),
-    [([None], ""), ([1, 1, None], "on one core."), ([2, 1], "on one core or 2 cores.")],
+    [([None], ""), ([1, 1, None], "on one core."), ([2, 1], "on one or 2 cores.")],
 )
 def test_the_map_says_on_how_many_cores(cores, words):
     note = chapters.times_note(cores)

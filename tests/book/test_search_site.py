@@ -206,6 +206,25 @@ def test_every_answer_of_this_table_is_in_the_book(site):
 @pytest.mark.parametrize(
     ("typed", "first"),
     [
+        ("chapter 9", "notebooks/09_learning_rate.html#learning-rate-and-initialisation"),
+        ("Chapter 3 exercises", "notebooks/03_when_low_rank.html#exercises"),
+        ("第9章", "notebooks/09_learning_rate.html#learning-rate-and-initialisation"),
+    ],
+)
+def test_a_chapter_is_found_by_its_number(found, typed, first):
+    assert found(typed)[0] == first
+
+
+def test_a_number_keeps_to_its_chapter(found):
+    assert {one.split("#")[0] for one in found("memory chapter 15")} == {
+        "notebooks/15_quantized.html"
+    }
+    assert found("chapter 99 memory"), "there is no such chapter: the words are looked for"
+
+
+@pytest.mark.parametrize(
+    ("typed", "first"),
+    [
         ("overf", OVERFITTING),
         ("quantiz", [*FOUR_BITS, GLOSSARY + "quantization", GLOSSARY + "double-quantization"]),
         ("catastrophic f", FORGETTING),

@@ -465,7 +465,7 @@ CONCLUSIONS = [
     ),
     Conclusion(
         "09_learning_rate",
-        "Under these two rules a rate that was right at rank 1 is ruinous at rank 48",
+        "Under these two rules a rate that was right at rank 1 breaks training at rank 48",
         ("rates-adam", "rates-scaling"),
         lambda *runs: all(
             last_sound(together(*runs), scaled(rule, 48))
