@@ -188,7 +188,8 @@ def times_note(cores: Iterable[int | None]) -> str:
     if not counts:
         return ""
     words = " or ".join("one" if count == 1 else str(count) for count in counts)
-    return f'<p class="chapter-note">The run times are those of this build, on {words} {"core" if counts == [1] else "cores"}.</p>'
+    words += " core" if counts == [1] else " cores"
+    return f'<p class="chapter-note">The run times are those of this build, on {words}.</p>'
 
 
 # --- Events -------------------------------------------------------------------------------------

@@ -212,11 +212,11 @@ def test_every_answer_of_this_table_is_in_the_book(site):
     ],
 )
 def test_a_chapter_is_found_by_its_number(found, typed, first):
-    assert found(typed)[0] == first
+    assert found(typed)[0]["to"] == first
 
 
 def test_a_number_keeps_to_its_chapter(found):
-    assert {one.split("#")[0] for one in found("memory chapter 15")} == {
+    assert {one["to"].split("#")[0] for one in found("memory chapter 15")} == {
         "notebooks/15_quantized.html"
     }
     assert found("chapter 99 memory"), "there is no such chapter: the words are looked for"
