@@ -148,13 +148,13 @@ def test_nothing_is_undefined_or_has_no_sign(log, text):
     assert "\ufffd" not in shown
 
 
-def test_the_solutions_stand_at_the_end_of_their_chapter(text):
+def test_the_solutions_stand_at_the_end_of_their_chapter(text, chapters):
     lines = (ROOT / "build/_build/latex/lora-measured.toc").read_text(encoding="utf-8")
     entry = r"\\contentsline \{(chapter|section)\}\{\\numberline \{[\d.]+\}(.*?)\}\{\d+\}"
     kinds = re.findall(entry, lines)
     last = [title for (kind, title), (then, _) in zip(kinds, [*kinds[1:], ("chapter", "")],
             strict=True) if kind == "section" and then == "chapter"]  # fmt: skip
-    assert last == ["Solutions"] * len(chapters())
+    assert last == ["Solutions"] * len(chapters)
     solved = re.findall(r"Solutiononpage(\d+)", text)
     assert len(solved) > 60
     shown = tool("pdftotext", str(ROOT / "build" / "lora-measured.pdf"), "-").splitlines()
