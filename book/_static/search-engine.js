@@ -158,7 +158,7 @@ window.BookSearch = (() => {
     const places = data.places.map(([page, kind, anchor, number, heading, where, text, code]) => {
       const [url, title, chapter] = data.pages[page];
       const trail = [chapter ? `Chapter ${chapter} · ${title}` : title, where];
-      const place = {url, kind, anchor, number, heading, text, title, chapter: String(chapter),
+      const place = {url, kind, anchor, number, heading, text, title, chapter: chapter && String(chapter),
         trail: trail.filter((part, i) => part && (i || part !== heading)).join(' › ')};
       place.top = kind === 'section' && heading === title;
       // A page of definitions: its sections are no more than their frame.
@@ -384,11 +384,12 @@ window.BookSearch = (() => {
     };
 
     const find = (asked, most = 30) => {
-      // 'Chapter 9 best rate', '第9章 学習率': in that chapter only, if there is one of that number.
-      const number = CHAPTER.exec(asked.normalize('NFKC'));
-      const inside = number && places.filter((place) => place.chapter === number[1]);
-      const typed = inside?.length ? asked.normalize('NFKC').replace(number[0], ' ') : asked;
-      if (inside?.length && !typed.trim()) {
+      // 'Chapter 9 best rate', '第9章 学習率': in that chapter only, if it has something.
+      const [part, chapter] = CHAPTER.exec(asked.normalize('NFKC')) ?? [];
+      const here = (place) => place.chapter === chapter;
+      const inside = chapter ? places.filter(here) : [];
+      const typed = inside.length ? asked.normalize('NFKC').replace(part, ' ') : asked;
+      if (inside.length && !typed.trim()) {
         return inside.filter((place) => place.kind === 'section').slice(0, most).map((place) =>
           ({place, score: 0, terms: new Set(), heading: marked(place.heading, []),
             snippet: snippet(place.text, new Set(), true)}));
@@ -424,7 +425,6 @@ window.BookSearch = (() => {
       const results = [];
       for (const entry of scored.values()) {
         const place = places[entry.number];
-        if (inside?.length && place.chapter !== number[1]) continue;
         const found = entry.hits.filter(Boolean);
         let score = entry.score * (entry.weight / all) ** 1.5;
         // lora_alpha is asked for by name: then its description is as good as a section.
@@ -452,7 +452,8 @@ window.BookSearch = (() => {
         results.push({place, score, terms: new Set(telling.length ? telling : every)});
       }
       results.sort((a, b) => b.score - a.score);
-      return results.slice(0, most).map((result) =>
+      const there = inside.length ? results.filter(({place}) => here(place)) : [];
+      return (there.length ? there : results).slice(0, most).map((result) =>
         ({...result, heading: marked(result.place.heading, hit(result.place.heading, result.terms)),
           // Of a glossary's entry the beginning: that is what the word means.
           snippet: snippet(result.place.text, result.terms, result.place.kind === 'term')}));

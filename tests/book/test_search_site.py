@@ -220,6 +220,8 @@ def test_a_number_keeps_to_its_chapter(found):
         "notebooks/15_quantized.html"
     }
     assert found("chapter 99 memory"), "there is no such chapter: the words are looked for"
+    elsewhere = found("chapter 1 WavLM")
+    assert elsewhere, "the chapter says nothing of it: others are shown"
 
 
 @pytest.mark.parametrize(
