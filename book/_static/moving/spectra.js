@@ -30,7 +30,7 @@
     change(state) {
       state.limit = Number(state.limit.toFixed(2));
     },
-    height: width => width > 620 ? 340 : 600,
+    height: width => width > 620 ? 340 : 500, // on a phone it stays in sight above the controls
     draw(state, picture) {
       const {run, matrix, limit} = state, one = data.cases[run];
       const wide = picture.width > 620, half = picture.width / 2, ink = run ? "lora" : "full";
@@ -40,7 +40,7 @@
       const left = picture.axes({
         x: {min: 0, max: before.length + 1, label: "direction, from the largest"},
         y: {min: 0, max: 1.08 * most, label: "singular value"},
-        ...wide ? {right: half + 12} : {bottom: 300 + 46}});
+        ...wide ? {right: half + 12} : {bottom: 310}});
       left.line(before.map((value, i) => [i + 1, value]), {ink: "base"});
       after.forEach((value, i) => left.dots([[i + 1, value]],
         {ink, r: i < near.length ? 4.5 : 2.5, hollow: i < near.length && near[i] >= limit}));
@@ -52,7 +52,7 @@
         x: {min: 0.4, max: near.length + 0.6, label: "leading direction",
           ticks: near.map((_, i) => i + 1)},
         y: {min: 0, max: 1.04, label: "cosine with the nearest old one"},
-        ...wide ? {left: half + 50} : {top: 330}});
+        ...wide ? {left: half + 50} : {top: 276}});
       right.rule({y: limit}, {ink: "text", dash: "5 4"});
       right.dots(turned.map((value, i) => [i + 1.18, value]),
         {ink: "random", mark: "D", r: 4, hollow: true});
