@@ -50,11 +50,26 @@ COLOURS = """<script>
     })();
   </script>"""
 
-# Until MathJax has drawn them, formulas keep their places free (book.css, `maths-wait`).
+# Until MathJax has drawn them, formulas keep their places free (book.css, `maths-wait`). The fonts
+# that nearly every formula needs come while it sets the formulas, not after it has set them; a
+# page opened from disk may not ask for them so, and has them at once anyway.
 WAIT = """
     document.documentElement.classList.add("maths-wait");
-    MathJax.startup = {pageReady: () => MathJax.startup.defaultPageReady()
-      .finally(() => document.documentElement.classList.remove("maths-wait"))};"""
+    MathJax.startup = {
+      ready() {
+        const base = document.querySelector("script[src*='/mathjax/']").src;
+        const fonts = ["Zero", "Math-Italic", "Main-Regular"];
+        for (const name of location.protocol === "file:" ? [] : fonts) {
+          const font = document.createElement("link");
+          Object.assign(font, {rel: "preload", as: "font", type: "font/woff", crossOrigin: "",
+            href: new URL(`output/chtml/fonts/woff-v2/MathJax_${name}.woff`, base).href});
+          document.head.append(font);
+        }
+        MathJax.startup.defaultReady();
+      },
+      pageReady: () => MathJax.startup.defaultPageReady()
+        .finally(() => document.documentElement.classList.remove("maths-wait")),
+    };"""
 GIVE_UP = "document.documentElement.classList.remove('maths-wait')"
 
 # The contents are in the page; without a script their button is dead, and book.css shows them

@@ -95,6 +95,15 @@ def surroundings() -> dict[str, str]:
     }
 
 
+def made_by_older_code(doctrees: Path, code: Path) -> bool:
+    """Whether an extension in `code` changed after Sphinx kept what it had read in `doctrees`."""
+    kept = doctrees / "environment.pickle"
+    if not kept.exists():
+        return False
+    since = kept.stat().st_mtime
+    return any(path.stat().st_mtime > since for path in code.rglob("*.py"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chapter", default=None, help="number of the one chapter to build")
@@ -117,6 +126,9 @@ def main() -> int:
     code, problems = run([*execute, *(["--only", page] if options.chapter else [])], environment)
     if code != 0:
         return failed(code, problems)
+    doctrees = ROOT / output / "_build" / ".doctrees"
+    if made_by_older_code(doctrees, ROOT / "book" / "_ext"):
+        shutil.rmtree(doctrees)  # else Sphinx writes only the pages whose text changed
     print("\nSphinx reads and writes the pages now: a minute or two.", flush=True)
     code, problems = run(jupyter_book(output, *strict), environment)
     if options.chapter is not None:
@@ -128,7 +140,7 @@ def main() -> int:
         code = code or int(bool(problems))
     if code != 0:
         # Sphinx says what is wrong with a page when it reads it; make it read all of them again.
-        shutil.rmtree(ROOT / output / "_build" / ".doctrees", ignore_errors=True)
+        shutil.rmtree(doctrees, ignore_errors=True)
         return failed(code, problems)
     shown = (ROOT / output / "_build" / "html" / f"{page}.html").resolve()
     print(f"\nBuilt in {time.time() - began:.0f} s. Open this page in a browser:\n  {shown}")

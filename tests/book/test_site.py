@@ -44,6 +44,27 @@ def test_mathematics_is_drawn(visit):
     assert not re.search(r"\{(ref|doc|term|eq|numref|cite:?[tp]?|glue:?\w*)\}", text)
 
 
+FONTS = """() => performance.getEntriesByType('resource')
+  .filter(entry => entry.name.includes('/woff-v2/'))
+  .map(entry => [entry.name.match(/MathJax_(.*)\\.woff/)[1], entry.initiatorType])"""
+
+
+def test_common_fonts_of_formulas_come_early_and_once(visit):
+    visit.page.evaluate("document.fonts.ready.then(() => true)")
+    fetched = visit.page.evaluate(FONTS)
+    early = {name for name, by in fetched if by == "link"}
+    has_formulas = visit.page.locator("article .math").count() > 0
+    assert early == ({"Zero", "Math-Italic", "Main-Regular"} if has_formulas else set())
+    names = [name for name, _ in fetched]
+    assert sorted(names) == sorted(set(names)), "a font came twice"
+    # A font that no formula needs would come for nothing.
+    faces = visit.page.evaluate(
+        "[...document.fonts].filter(f => f.status === 'loaded').map(f => f.family).sort()"
+    )
+    wanted = {"Zero": "MJXZERO", "Math-Italic": "MJXTEX-I", "Main-Regular": "MJXTEX"}
+    assert {wanted[name] for name in early} <= {face.strip("\"'") for face in faces}
+
+
 def test_pictures_load_and_say_what_they_show(visit):
     visit.page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
     visit.page.wait_for_function("[...document.images].every(image => image.complete)")
