@@ -16,8 +16,8 @@ pytestmark = pytest.mark.site
 
 AXE = Path(__file__).resolve().parents[1] / "help" / "axe" / "axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
-# Besides the pages of the book: the index of names. The list of modules is of the same make.
-EVERY = [*PAGES, "genindex.html", "search.html"]
+# Besides the pages of the book: those that Sphinx makes by itself, and the one for a wrong address.
+EVERY = [*PAGES, "404.html", "genindex.html", "py-modindex.html", "search.html"]
 DRAWN = (
     "!window.MathJax || !MathJax.startup || !MathJax.startup.promise"
     " || MathJax.startup.promise.then(() => true)"
